@@ -1,0 +1,15 @@
+//! The simulator's engines: the datapath's object file, run in user space over plain-memory maps.
+//!
+//! * [`Object`] links the bytes of an ELF file once; many nodes share it.
+//! * [`Checked`] interprets it with exact memory checks, a budget, traces and coverage.
+//! * [`Rbpf`] runs the same code, lowered at load, in the published `rbpf` crate: as an interpreter or as machine code.
+//!
+//! Both stand on one map, packet and helper layer. Invariant: what an engine does depends on the object, the maps,
+//! the [`Skb`] and the [`Env`] and on nothing else: no clock, no random source, no host address reaches a program's result.
+
+mod api;
+
+pub use api::{
+    Engine, Env, Fault, FaultKind, Faults, ProgramId, Redirect, Run, RunError, Skb, TunnelKey,
+    action,
+};
