@@ -48,6 +48,8 @@ drop_reasons! {
     WriteError = 141, "packet could not be written";
     /// A packet from the overlay device without tunnel metadata.
     NoTunnelKey = 147, "no tunnel metadata";
+    /// A neighbour that nobody answers for: an address probe, or the pod's own address.
+    UnknownTarget = 150, "no neighbour to answer for";
     /// An address that no endpoint and no node here owns.
     Unroutable = 151, "destination is not on this node";
     /// The flow could not be remembered.

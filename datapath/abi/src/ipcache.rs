@@ -70,6 +70,8 @@ impl IpFlags {
     pub const NODE: u16 = 2;
     /// `node` is an IPv6 address.
     pub const UNDERLAY6: u16 = 4;
+    /// The address is a pod's, here or on another node.
+    pub const POD: u16 = 8;
 
     /// Whether all bits of `mask` are set.
     #[inline(always)]

@@ -1,0 +1,335 @@
+//! Which flow does the packet belong to, and may it go without asking the policy?
+//!
+//! One look-up per packet: the key is the same from both directions (see `datapath_abi::conntrack`). A flow counts on a
+//! side only where that side's policy accepted it, so an entry of one pod is no pass for the other.
+//! States and timeouts follow Cilium: a FIN or RST closes its direction, an RST before both SYNs closes both, a flow
+//! closed on both sides lives `tcp_closing` more, a SYN on a closing flow opens a new one, a first segment without SYN
+//! gets the long timeout at once.
+
+use datapath_abi::events::FlowState;
+use datapath_abi::{Config, CtEntry, CtFlags, CtSide};
+
+use crate::family::Family;
+use crate::parse::{Class, Tuple};
+use crate::tables::{CtTable, Node, TableFull};
+use crate::wire::l4;
+
+/// TCP flags that are worth an event when first seen.
+const REPORTED: u8 = l4::SYN | l4::FIN | l4::RST;
+
+/// An endpoint of this node whose policy is asked at this hook.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Side {
+    /// Its number; 0 = this side is not asked here.
+    pub endpoint: u16,
+    /// Revision of its policy.
+    pub revision: u32,
+    /// Identity of its peer.
+    pub peer: u32,
+}
+
+impl Side {
+    #[inline(always)]
+    const fn asked(&self) -> bool {
+        self.endpoint != 0
+    }
+
+    #[inline(always)]
+    const fn remembers(&self, side: &CtSide) -> bool {
+        side.revision == self.revision && side.identity == self.peer
+    }
+}
+
+/// What connection tracking says about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Track {
+    /// State of the flow for this packet.
+    pub state: FlowState,
+    /// The sender's policy need not be asked.
+    pub source_done: bool,
+    /// The receiver's policy need not be asked.
+    pub destination_done: bool,
+    /// Worth a trace event.
+    pub report: bool,
+}
+
+impl Track {
+    const NEW: Self = Self {
+        state: FlowState::New,
+        source_done: false,
+        destination_done: false,
+        report: true,
+    };
+}
+
+/// Looks the packet's flow up, and moves its state on.
+#[inline(always)]
+pub fn track<F: Family, T: CtTable<F> + Node>(
+    tables: &mut T,
+    tuple: &Tuple<F>,
+    class: Class,
+    tcp_flags: u8,
+    source: &Side,
+    destination: &Side,
+) -> Track {
+    let (key, source_is_lo) = F::ct_key(tuple);
+    let now = tables.now();
+    let settings = Timeouts::of(tables.config());
+    let found = tables.with_flow(&key, |entry| {
+        advance(
+            entry,
+            source_is_lo,
+            class,
+            tcp_flags,
+            source,
+            destination,
+            now,
+            &settings,
+        )
+    });
+    found.unwrap_or(Track::NEW)
+}
+
+/// Whether an ICMP error belongs to a flow that the sides accepted. Does not change the flow.
+#[inline(always)]
+pub fn related<F: Family, T: CtTable<F> + Node>(
+    tables: &mut T,
+    tuple: &Tuple<F>,
+    source: &Side,
+    destination: &Side,
+) -> bool {
+    let (key, source_is_lo) = F::ct_key(tuple);
+    let now = tables.now();
+    let found = tables.with_flow(&key, |entry| {
+        entry.expires > now && accepted(entry, source_is_lo, source, destination)
+    });
+    found.unwrap_or(false)
+}
+
+/// Remembers a new flow that every asked side has accepted.
+#[inline(always)]
+pub fn create<F: Family, T: CtTable<F> + Node>(
+    tables: &mut T,
+    tuple: &Tuple<F>,
+    class: Class,
+    tcp_flags: u8,
+    source: (&Side, u32),
+    destination: (&Side, u32),
+) -> Result<(), TableFull> {
+    let (key, source_is_lo) = F::ct_key(tuple);
+    let now = tables.now();
+    let settings = Timeouts::of(tables.config());
+    let mut flags = if source_is_lo { CtFlags::CLIENT_LO } else { 0 };
+    let mut lifetime = settings.other;
+    if class == Class::Tcp {
+        lifetime = settings.tcp_syn;
+        if tcp_flags & l4::SYN == 0 {
+            flags |= CtFlags::SEEN_NON_SYN;
+            lifetime = settings.tcp_established;
+        }
+        if tcp_flags & l4::RST != 0 {
+            flags |= CtFlags::CLIENT_CLOSING | CtFlags::SERVER_CLOSING;
+            lifetime = settings.tcp_closing;
+        } else if tcp_flags & l4::FIN != 0 {
+            flags |= CtFlags::CLIENT_CLOSING;
+        }
+    }
+    if source.0.asked() {
+        flags |= CtFlags::EGRESS;
+    }
+    if destination.0.asked() {
+        flags |= CtFlags::INGRESS;
+    }
+    let entry = CtEntry {
+        expires: now + u64::from(lifetime),
+        client_report: low(now),
+        server_report: 0,
+        egress: CtSide {
+            revision: source.0.revision,
+            identity: source.0.peer,
+            rule: source.1,
+        },
+        ingress: CtSide {
+            revision: destination.0.revision,
+            identity: destination.0.peer,
+            rule: destination.1,
+        },
+        flags: CtFlags(flags),
+        client_tcp: tcp_flags,
+        server_tcp: 0,
+        pad: [0; 4],
+    };
+    tables.remember_flow(&key, &entry)
+}
+
+/// Remembers that a side's policy, asked again, still allows the flow.
+#[inline(always)]
+pub fn renew<F: Family, T: CtTable<F> + Node>(
+    tables: &mut T,
+    tuple: &Tuple<F>,
+    source: (&Side, u32),
+    destination: (&Side, u32),
+) {
+    let (key, _) = F::ct_key(tuple);
+    let _known = tables.with_flow(&key, |entry| {
+        if source.0.asked() {
+            entry.egress = CtSide {
+                revision: source.0.revision,
+                identity: source.0.peer,
+                rule: source.1,
+            };
+        }
+        if destination.0.asked() {
+            entry.ingress = CtSide {
+                revision: destination.0.revision,
+                identity: destination.0.peer,
+                rule: destination.1,
+            };
+        }
+    });
+}
+
+struct Timeouts {
+    tcp_established: u32,
+    tcp_syn: u32,
+    tcp_closing: u32,
+    other: u32,
+    report: u32,
+}
+
+impl Timeouts {
+    #[inline(always)]
+    fn of(config: &Config) -> Self {
+        Self {
+            tcp_established: config.tcp_established,
+            tcp_syn: config.tcp_syn,
+            tcp_closing: config.tcp_closing,
+            other: config.other,
+            report: config.report_interval,
+        }
+    }
+}
+
+/// Whether every asked side has accepted the flow, for a packet from the `lo` end or not.
+#[inline(always)]
+fn accepted(entry: &CtEntry, source_is_lo: bool, source: &Side, destination: &Side) -> bool {
+    let forward = entry.flags.has(CtFlags::CLIENT_LO) == source_is_lo;
+    let (sender, receiver) = if forward {
+        (CtFlags::EGRESS, CtFlags::INGRESS)
+    } else {
+        (CtFlags::INGRESS, CtFlags::EGRESS)
+    };
+    (!source.asked() || entry.flags.has(sender))
+        && (!destination.asked() || entry.flags.has(receiver))
+}
+
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one inlined step; a struct would only move the list"
+)]
+fn advance(
+    entry: &mut CtEntry,
+    source_is_lo: bool,
+    class: Class,
+    tcp_flags: u8,
+    source: &Side,
+    destination: &Side,
+    now: u64,
+    settings: &Timeouts,
+) -> Track {
+    if entry.expires <= now || !accepted(entry, source_is_lo, source, destination) {
+        return Track::NEW;
+    }
+    let mut flags = entry.flags.0;
+    let forward = (flags & CtFlags::CLIENT_LO != 0) == source_is_lo;
+    let mut report = false;
+    if class == Class::Tcp {
+        let closing = CtFlags::CLIENT_CLOSING | CtFlags::SERVER_CLOSING;
+        if tcp_flags & (l4::SYN | l4::ACK) == l4::SYN && flags & closing != 0 {
+            return Track::NEW;
+        }
+        if tcp_flags & l4::SYN == 0 {
+            flags |= CtFlags::SEEN_NON_SYN;
+        }
+        let seen = if forward {
+            entry.client_tcp
+        } else {
+            entry.server_tcp
+        };
+        if tcp_flags & !seen & REPORTED != 0 {
+            report = true;
+        }
+        if tcp_flags & !seen != 0 {
+            if forward {
+                entry.client_tcp = seen | tcp_flags;
+            } else {
+                entry.server_tcp = seen | tcp_flags;
+            }
+        }
+        if tcp_flags & (l4::FIN | l4::RST) != 0 {
+            flags |= if forward {
+                CtFlags::CLIENT_CLOSING
+            } else {
+                CtFlags::SERVER_CLOSING
+            };
+            if tcp_flags & l4::RST != 0 && entry.client_tcp & entry.server_tcp & l4::SYN == 0 {
+                flags |= closing;
+            }
+        }
+        let lifetime = if flags & closing == closing {
+            settings.tcp_closing
+        } else if flags & CtFlags::SEEN_NON_SYN != 0 {
+            settings.tcp_established
+        } else {
+            settings.tcp_syn
+        };
+        // Once both sides have closed, only the closing segments themselves keep the flow.
+        if flags & closing != closing || tcp_flags & (l4::FIN | l4::RST) != 0 {
+            entry.expires = now + u64::from(lifetime);
+        }
+        if flags != entry.flags.0 {
+            entry.flags = CtFlags(flags);
+        }
+    } else if entry.expires < now + u64::from(settings.other) {
+        entry.expires = now + u64::from(settings.other);
+    }
+    let last = if forward {
+        entry.client_report
+    } else {
+        entry.server_report
+    };
+    if report || low(now).wrapping_sub(last) >= settings.report {
+        report = true;
+        if forward {
+            entry.client_report = low(now);
+        } else {
+            entry.server_report = low(now);
+        }
+    }
+    if forward {
+        Track {
+            state: FlowState::Established,
+            source_done: !source.asked() || source.remembers(&entry.egress),
+            destination_done: !destination.asked() || destination.remembers(&entry.ingress),
+            report,
+        }
+    } else {
+        Track {
+            state: FlowState::Reply,
+            source_done: true,
+            destination_done: true,
+            report,
+        }
+    }
+}
+
+/// The low half of a tick, for intervals.
+#[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the low 32 bits are wanted"
+)]
+const fn low(ticks: u64) -> u32 {
+    ticks as u32
+}

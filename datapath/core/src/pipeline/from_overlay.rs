@@ -1,0 +1,61 @@
+//! Packets out of the tunnel device. The VNI is the sender's identity; the sender must be a node.
+
+use datapath_abi::{DropReason, IpFlags, TracePoint, config, ids};
+
+use super::{Outcome, deliver, police, side, trace};
+use crate::conntrack::Side;
+use crate::facts::Facts;
+use crate::family::Family;
+use crate::packet::Packet;
+use crate::tables::Tables;
+use crate::verdict::Verdict;
+
+/// The whole path for one family.
+#[inline(always)]
+pub fn run<F: Family, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    facts: &mut Facts<F>,
+) -> Outcome {
+    let key = packet.tunnel_key().ok_or(DropReason::NoTunnelKey)?;
+    if !tables.is_node(&key) {
+        return Err(DropReason::UnknownSender);
+    }
+    facts.source_identity = identity::<F, T>(tables, key.id)?;
+    F::addresses(packet, facts)?;
+    let destination = tables
+        .owner(&facts.tuple.destination)
+        .ok_or(DropReason::Unroutable)?;
+    facts.destination_identity = destination.identity;
+    if destination.endpoint == 0 {
+        if destination.flags.has(IpFlags::LOCAL_HOST) {
+            return Ok(Verdict::Pass);
+        }
+        return Err(DropReason::Unroutable);
+    }
+    let parsed = F::parse(packet, tables, facts)?;
+    facts.endpoint = destination.endpoint;
+    let receiver = side(&destination, facts.source_identity);
+    let report = police(tables, facts, &parsed, &Side::default(), &receiver)?;
+    let outcome = deliver::<F, P>(packet, tables.config(), &destination);
+    if report && outcome.is_ok() {
+        trace(tables, facts, TracePoint::ToEndpoint);
+    }
+    outcome
+}
+
+/// The identity that a VNI carries. `HOST` is valid on one node only, so no other node may claim it; the world of one
+/// family travels as `WORLD`.
+#[inline(always)]
+fn identity<F: Family, T: Tables<F>>(tables: &T, vni: u32) -> Result<u32, DropReason> {
+    if vni == ids::UNKNOWN {
+        return Err(DropReason::InvalidVni);
+    }
+    if vni == ids::HOST {
+        return Err(DropReason::InvalidIdentity);
+    }
+    if vni == ids::WORLD && tables.config().flags & config::DUAL_STACK != 0 {
+        return Ok(F::world(tables.config()));
+    }
+    Ok(vni)
+}

@@ -1,0 +1,223 @@
+//! THE PACKET PATH: one file per hook, each a short list of stages in order. Stages that several hooks share are here.
+
+pub mod from_container;
+pub mod from_host;
+pub mod from_netdev;
+pub mod from_overlay;
+pub mod to_container;
+pub mod to_netdev;
+
+use datapath_abi::events::{EventKind, FlowState};
+use datapath_abi::metrics::FORWARDED;
+use datapath_abi::{
+    Be16, CallSlot, Config, Direction, DropReason, Event, IpEntry, TracePoint, config,
+    policy as codes,
+};
+
+use crate::conntrack::{self, Side};
+use crate::facts::Facts;
+use crate::family::Family;
+use crate::packet::Packet;
+use crate::parse::{Class, Parsed};
+use crate::policy::{self, Question};
+use crate::tables::{Node, Tables};
+use crate::verdict::Verdict;
+use crate::wire::ethernet::{self, Ethernet};
+use crate::{edit, verdict};
+
+/// What a stage says.
+pub type Outcome = Result<Verdict, DropReason>;
+
+/// EtherType of the frame; settings must be there.
+#[inline(always)]
+pub fn enter<P: Packet, T: Node>(packet: &mut P, tables: &T) -> Result<Be16, DropReason> {
+    if tables.config().magic != config::MAGIC {
+        return Err(DropReason::NoConfig);
+    }
+    let header: Ethernet = packet.load(0).ok_or(DropReason::InvalidPacket)?;
+    Ok(header.ethertype)
+}
+
+/// What an entry program does with a frame, by EtherType: IPv4 itself, the rest by continuation.
+#[inline(always)]
+pub fn dispatch(ethertype: Be16, ipv6: CallSlot) -> Result<Option<CallSlot>, DropReason> {
+    if ethertype == ethernet::IPV4 {
+        Ok(None)
+    } else if ethertype == ethernet::IPV6 {
+        Ok(Some(ipv6))
+    } else {
+        Err(DropReason::UnknownL3)
+    }
+}
+
+/// The one end of every packet: counts it, and reports a drop. Returns the verdict to act on.
+#[inline(always)]
+pub fn finish<F: Family, T: Node>(tables: &mut T, facts: &Facts<F>, outcome: Outcome) -> Outcome {
+    match outcome {
+        Ok(verdict::Verdict::Call(slot)) => Ok(Verdict::Call(slot)),
+        Ok(verdict) => {
+            tables.count(facts.direction, FORWARDED, facts.len);
+            Ok(verdict)
+        }
+        Err(reason) => {
+            dropped(tables, facts, reason);
+            Err(reason)
+        }
+    }
+}
+
+/// Counts and reports a drop.
+#[inline(always)]
+pub fn dropped<F: Family, T: Node>(tables: &mut T, facts: &Facts<F>, reason: DropReason) {
+    tables.count(facts.direction, reason as u8, facts.len);
+    tables.emit(&facts.drop_event(reason));
+}
+
+/// Asks conntrack and, where needed, the policies of the asked sides. `Ok(true)`: worth a trace event.
+#[inline(always)]
+pub fn police<F: Family, T: Tables<F>>(
+    tables: &mut T,
+    facts: &mut Facts<F>,
+    parsed: &Parsed<F>,
+    source: &Side,
+    destination: &Side,
+) -> Result<bool, DropReason> {
+    if let Some(related) = &parsed.related
+        && conntrack::related(tables, related, source, destination)
+    {
+        facts.state = FlowState::Related;
+        return Ok(false);
+    }
+    if parsed.path_mtu {
+        return Ok(false);
+    }
+    let tracked = matches!(parsed.class, Class::Tcp | Class::Datagram);
+    let mut track = conntrack::Track {
+        state: FlowState::New,
+        source_done: false,
+        destination_done: false,
+        report: true,
+    };
+    if tracked {
+        track = conntrack::track(
+            tables,
+            &facts.tuple,
+            parsed.class,
+            facts.tcp_flags,
+            source,
+            destination,
+        );
+    }
+    facts.state = track.state;
+    let mut egress_rule = 0;
+    let mut ingress_rule = 0;
+    let mut asked_again = false;
+    if !track.source_done && source.endpoint != 0 {
+        facts.direction = Direction::Egress;
+        egress_rule = ask(tables, facts, parsed, source, codes::EGRESS)?;
+        asked_again = true;
+    }
+    if !track.destination_done && destination.endpoint != 0 {
+        facts.direction = Direction::Ingress;
+        ingress_rule = ask(tables, facts, parsed, destination, codes::INGRESS)?;
+        asked_again = true;
+    }
+    if tracked && asked_again {
+        if track.state == FlowState::New {
+            let created = conntrack::create(
+                tables,
+                &facts.tuple,
+                parsed.class,
+                facts.tcp_flags,
+                (source, egress_rule),
+                (destination, ingress_rule),
+            );
+            if created.is_err() {
+                return Err(DropReason::CtCreateFailed);
+            }
+        } else {
+            let renewed = |side: &Side, done: bool| if done { Side::default() } else { *side };
+            let (source, destination) = (
+                renewed(source, track.source_done),
+                renewed(destination, track.destination_done),
+            );
+            conntrack::renew(
+                tables,
+                &facts.tuple,
+                (&source, egress_rule),
+                (&destination, ingress_rule),
+            );
+        }
+    }
+    Ok(track.report)
+}
+
+/// Asks one side's policy; the rule that allowed it.
+#[inline(always)]
+fn ask<F: Family, T: Tables<F>>(
+    tables: &mut T,
+    facts: &mut Facts<F>,
+    parsed: &Parsed<F>,
+    side: &Side,
+    direction: u8,
+) -> Result<u32, DropReason> {
+    let question = Question {
+        endpoint: side.endpoint,
+        direction,
+        identity: side.peer,
+        protocol: facts.tuple.protocol,
+        port: parsed.port.0,
+    };
+    let answer = policy::decide(tables, &question);
+    facts.endpoint = side.endpoint;
+    facts.rule = answer.rule;
+    let wanted =
+        tables.config().flags & config::VERDICT_EVENTS != 0 && facts.state == FlowState::New;
+    if answer.drop.is_some() || wanted {
+        let mut event: Event = facts.event(EventKind::PolicyVerdict, answer.matched as u8);
+        event.verdict = match answer.drop {
+            Some(reason) => -i32::from(reason as u8),
+            None => 0,
+        };
+        tables.emit(&event);
+    }
+    match answer.drop {
+        Some(reason) => Err(reason),
+        None => Ok(answer.rule),
+    }
+}
+
+/// Reports where the packet goes, if tracing is on.
+#[inline(always)]
+pub fn trace<F: Family, T: Node>(tables: &mut T, facts: &Facts<F>, point: TracePoint) {
+    if tables.config().flags & config::TRACE_EVENTS != 0 {
+        let event = facts.event(EventKind::Trace, point as u8);
+        tables.emit(&event);
+    }
+}
+
+/// The side of a local endpoint; absent for any other address.
+#[inline(always)]
+pub fn side(owner: &IpEntry, peer: u32) -> Side {
+    Side {
+        endpoint: owner.endpoint,
+        revision: owner.policy_revision,
+        peer,
+    }
+}
+
+/// Hands the packet to a pod of this node.
+#[inline(always)]
+pub fn deliver<F: Family, P: Packet>(packet: &mut P, config: &Config, to: &IpEntry) -> Outcome {
+    F::decrement_hops(packet)?;
+    edit::set_addresses(packet, to.mac, config.host_mac)?;
+    Ok(Verdict::Deliver {
+        ifindex: to.ifindex,
+    })
+}
+
+/// Whether the entry names a node to tunnel to.
+#[inline(always)]
+pub fn has_tunnel(entry: &IpEntry) -> bool {
+    entry.node.words() != [0; 4]
+}
