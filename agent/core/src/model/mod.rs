@@ -1,0 +1,227 @@
+//! The cluster as it is wanted: objects that were read, and what a scheduler and an address manager would have filled in.
+//!
+//! Invariant: a [`Model`] is always whole. A change that would break it (a duplicate address, a pod on an unknown node)
+//! is refused with every reason, and the model stays as it was.
+
+pub mod object;
+mod read;
+mod read_policy;
+mod read_service;
+mod resolve;
+mod slices;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+pub use object::{
+    ContainerPort, EndpointSlice, IpBlock, Name, NetworkPolicy, Object, ObjectKey, PeerSelector, PolicyPeer,
+    PolicyPort, PolicyRule, PortRef, PortSelector, Protocol, Service,
+};
+pub use read::read_objects;
+
+use crate::input::{InputErrors, Report};
+use crate::labels::Labels;
+use crate::prefix::Prefix;
+use crate::yaml::Position;
+
+/// Label that every namespace has, with its own name.
+pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+
+/// How to fill in what the input leaves open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Give IPv4 addresses to nodes and pods that have none.
+    pub ipv4: bool,
+    /// Give IPv6 addresses to nodes and pods that have none.
+    pub ipv6: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { ipv4: true, ipv6: true }
+    }
+}
+
+/// A node, complete.
+///
+/// What a Node object leaves open is filled in: the i-th node (from 1) has the addresses `192.168.0.(10+i)` and
+/// `fd00:c0a8::(10+i)` (the digits written alike, so `::11`) and the pod prefixes `10.244.i.0/24` and
+/// `fd00:10:244:i::/64` (again the digits); numbers that the input uses itself are passed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Name.
+    pub name: String,
+    /// Labels.
+    pub labels: Labels,
+    /// Addresses: internal ones first.
+    pub addresses: Vec<IpAddr>,
+    /// Prefixes of its pods' addresses.
+    pub pod_cidrs: Vec<Prefix>,
+    /// Where it was read.
+    pub position: Position,
+}
+
+impl Node {
+    /// Where tunnels to this node end: its first internal IPv4 address, or else its first address.
+    pub fn underlay(&self) -> Option<IpAddr> {
+        let ipv4 = self.addresses.iter().find(|address| address.is_ipv4());
+        ipv4.or(self.addresses.first()).copied()
+    }
+}
+
+/// A pod, complete. Pods that have finished are none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub name: Name,
+    /// Labels.
+    pub labels: Labels,
+    /// Node that holds it.
+    pub node: String,
+    /// Addresses, one per family; with `host_network` the node's.
+    pub addresses: Vec<IpAddr>,
+    /// Whether it is in the node's own network: then it has no identity and no policy of its own.
+    pub host_network: bool,
+    /// Ports that its containers declare, in order.
+    pub ports: Vec<ContainerPort>,
+    /// Service account.
+    pub service_account: Option<String>,
+    /// Whether it takes traffic from services.
+    pub ready: bool,
+    /// Whether it is being deleted.
+    pub terminating: bool,
+    /// Where it (or its workload) was read.
+    pub position: Position,
+}
+
+/// The cluster.
+#[derive(Clone, Debug)]
+pub struct Model {
+    settings: Settings,
+    /// Objects in the order of their first arrival.
+    objects: Vec<Object>,
+    /// What was filled in for pods, so that it stays.
+    placements: BTreeMap<Name, resolve::Placement>,
+    resolved: resolve::Resolved,
+}
+
+impl Model {
+    /// A cluster without objects (it has the two default nodes).
+    ///
+    /// # Errors
+    /// Never, in practice: the defaults fit together.
+    pub fn empty(settings: Settings) -> Result<Self, InputErrors> {
+        Self::build(settings, Vec::new(), BTreeMap::new())
+    }
+
+    /// Reads files (name, text) in the order given.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub fn parse(files: &[(String, String)], settings: Settings) -> Result<Self, InputErrors> {
+        Self::build(settings, read_objects(files)?, BTreeMap::new())
+    }
+
+    /// A cluster of these objects.
+    ///
+    /// # Errors
+    /// Everything that does not fit together.
+    pub fn from_objects(objects: Vec<Object>, settings: Settings) -> Result<Self, InputErrors> {
+        Self::build(settings, objects, BTreeMap::new())
+    }
+
+    fn build(
+        settings: Settings,
+        objects: Vec<Object>,
+        mut placements: BTreeMap<Name, resolve::Placement>,
+    ) -> Result<Self, InputErrors> {
+        let mut report = Report::default();
+        let resolved = resolve::resolve(&objects, settings, &mut placements, &mut report);
+        report.finish(Self { settings, objects, placements, resolved })
+    }
+
+    /// Adds objects; those that exist are replaced. Pods that stay keep the node and addresses they were given.
+    ///
+    /// # Errors
+    /// Everything that does not fit; then nothing has changed.
+    pub fn apply(&mut self, objects: Vec<Object>) -> Result<(), InputErrors> {
+        let mut all = self.objects.clone();
+        for object in objects {
+            let key = object.key();
+            match all.iter_mut().find(|old| old.key() == key) {
+                Some(old) => *old = object,
+                None => all.push(object),
+            }
+        }
+        *self = Self::build(self.settings, all, self.placements.clone())?;
+        Ok(())
+    }
+
+    /// Removes objects by kind, namespace and name. Returns how many there were.
+    ///
+    /// # Errors
+    /// When others need them (pods on a node that goes); then nothing has changed.
+    pub fn delete(&mut self, keys: &[ObjectKey]) -> Result<usize, InputErrors> {
+        let mut all = self.objects.clone();
+        all.retain(|object| !keys.contains(&object.key()));
+        let removed = self.objects.len() - all.len();
+        *self = Self::build(self.settings, all, self.placements.clone())?;
+        Ok(removed)
+    }
+
+    /// Every object that was read.
+    pub fn objects(&self) -> &[Object] {
+        &self.objects
+    }
+
+    /// Pods by name.
+    pub fn pods(&self) -> &BTreeMap<Name, Pod> {
+        &self.resolved.pods
+    }
+
+    /// Nodes in their order.
+    pub fn nodes(&self) -> &[Node] {
+        &self.resolved.nodes
+    }
+
+    /// A node by name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.resolved.nodes.iter().find(|node| node.name == name)
+    }
+
+    /// Namespaces, also those that exist only because an object is in them, with their labels.
+    pub fn namespaces(&self) -> &BTreeMap<String, Labels> {
+        &self.resolved.namespaces
+    }
+
+    /// Network policies by name.
+    pub fn policies(&self) -> &BTreeMap<Name, NetworkPolicy> {
+        &self.resolved.policies
+    }
+
+    /// Services by name, with cluster addresses filled in.
+    pub fn services(&self) -> &BTreeMap<Name, Service> {
+        &self.resolved.services
+    }
+
+    /// Endpoint slices by name: those that were read, and those derived for services that have none.
+    pub fn endpoint_slices(&self) -> &BTreeMap<Name, EndpointSlice> {
+        &self.resolved.slices
+    }
+
+    /// Whether both families are in use: then "world" is one identity per family, and the node's settings must say so
+    /// (`datapath_abi::config::DUAL_STACK`).
+    pub fn dual_stack(&self) -> bool {
+        self.uses_ipv4() && self.uses_ipv6()
+    }
+
+    /// Whether nodes' pods have IPv4 addresses.
+    pub fn uses_ipv4(&self) -> bool {
+        self.resolved.ipv4
+    }
+
+    /// Whether nodes' pods have IPv6 addresses.
+    pub fn uses_ipv6(&self) -> bool {
+        self.resolved.ipv6
+    }
+}

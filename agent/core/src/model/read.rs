@@ -1,0 +1,647 @@
+//! Reads objects of the Kubernetes API from YAML: kinds, metadata, pods and workloads.
+//!
+//! Field names follow the published API of Kubernetes 1.36. Fields that cannot matter to a network are known by name
+//! and accepted unread; all others are read or refused.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::object::{
+    ContainerPort, Meta, NodeObject, Object, ObjectKey, PodObject, PodSpec, Protocol, Workload, WorkloadKind,
+};
+use super::{read_policy, read_service};
+use crate::input::{Field, Fields, InputError, InputErrors, Problem, Report, nearest};
+use crate::labels::{Labels, Selector, is_dns_label, is_dns_subdomain, is_port_name, read_labels};
+use crate::prefix::Prefix;
+use crate::yaml::{self, Node, Position};
+
+/// Kinds that are read: apiVersion, kind, whether they live in a namespace.
+const KINDS: &[(&str, &str, bool)] = &[
+    ("v1", "Namespace", false),
+    ("v1", "Node", false),
+    ("v1", "Pod", true),
+    ("v1", "Service", true),
+    ("apps/v1", "Deployment", true),
+    ("apps/v1", "StatefulSet", true),
+    ("apps/v1", "DaemonSet", true),
+    ("apps/v1", "ReplicaSet", true),
+    ("batch/v1", "Job", true),
+    ("discovery.k8s.io/v1", "EndpointSlice", true),
+    ("networking.k8s.io/v1", "NetworkPolicy", true),
+];
+
+/// Kinds that have no part in who reaches whom: accepted, only their metadata is read.
+const INERT: &[(&str, &str, bool)] = &[
+    ("v1", "ConfigMap", true),
+    ("v1", "LimitRange", true),
+    ("v1", "PersistentVolume", false),
+    ("v1", "PersistentVolumeClaim", true),
+    ("v1", "ResourceQuota", true),
+    ("v1", "Secret", true),
+    ("v1", "ServiceAccount", true),
+    ("autoscaling/v1", "HorizontalPodAutoscaler", true),
+    ("autoscaling/v2", "HorizontalPodAutoscaler", true),
+    ("networking.k8s.io/v1", "Ingress", true),
+    ("networking.k8s.io/v1", "IngressClass", false),
+    ("policy/v1", "PodDisruptionBudget", true),
+    ("rbac.authorization.k8s.io/v1", "ClusterRole", false),
+    ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", false),
+    ("rbac.authorization.k8s.io/v1", "Role", true),
+    ("rbac.authorization.k8s.io/v1", "RoleBinding", true),
+    ("scheduling.k8s.io/v1", "PriorityClass", false),
+    ("storage.k8s.io/v1", "StorageClass", false),
+];
+
+/// Reads every object of files (name, text), in order; the items of a `List` stand for themselves.
+///
+/// # Errors
+/// Everything that is wrong with them; an object that occurs twice.
+pub fn read_objects(files: &[(String, String)]) -> Result<Vec<Object>, InputErrors> {
+    let mut report = Report::default();
+    let mut documents = Vec::new();
+    for (name, text) in files {
+        match yaml::parse(name, text) {
+            Ok(nodes) => documents.extend(nodes),
+            Err(error) => report.add(error),
+        }
+    }
+    let objects = read_documents(&documents, &mut report);
+    report.finish(objects)
+}
+
+/// Reads objects from documents that are parsed already.
+pub fn read_documents(documents: &[Node], report: &mut Report) -> Vec<Object> {
+    let mut objects = Vec::new();
+    for document in documents {
+        read_document(&Field::root(document), &mut objects, report);
+    }
+    let mut seen: BTreeMap<ObjectKey, &Position> = BTreeMap::new();
+    for object in &objects {
+        let position = &object.meta().position;
+        if let Some(first) = seen.insert(object.key(), position) {
+            report.add(InputError::new(
+                position.clone(),
+                "metadata.name",
+                Problem::Taken { what: object.key().to_string(), first: first.clone() },
+            ));
+        }
+    }
+    objects
+}
+
+fn read_document(field: &Field<'_>, objects: &mut Vec<Object>, report: &mut Report) {
+    let Some(mut fields) = field.object(report) else {
+        return;
+    };
+    let api_version = fields.require("apiVersion", report);
+    let kind = fields.require("kind", report);
+    let (Some(api_version), Some(kind)) =
+        (api_version.and_then(|field| field.string(report)), kind.as_ref().and_then(|field| field.string(report)))
+    else {
+        return;
+    };
+    if api_version == "v1" && kind == "List" {
+        fields.accept(&["metadata"]);
+        if let Some(items) = fields.get("items") {
+            for item in items.list(report) {
+                read_document(&item, objects, report);
+            }
+        }
+        fields.finish(report);
+        return;
+    }
+    let known = |kinds: &'static [(&'static str, &'static str, bool)]| {
+        kinds.iter().find(|(version, name, _)| *version == api_version && *name == kind)
+    };
+    if let Some(&(_, kind, namespaced)) = known(INERT) {
+        if let Some(meta) = read_meta(&mut fields, namespaced, report) {
+            objects.push(Object::Inert { kind, meta });
+        }
+        return;
+    }
+    let Some(&(_, kind, namespaced)) = known(KINDS) else {
+        fields.wrong(
+            "kind",
+            report,
+            Problem::UnknownKind { kind: kind.to_owned(), api_version: api_version.to_owned(), near: near_kind(kind) },
+        );
+        return;
+    };
+    let meta = read_meta(&mut fields, namespaced, report);
+    let meta = meta.unwrap_or_else(|| Meta {
+        namespace: String::new(),
+        name: String::new(),
+        labels: Labels::new(),
+        annotations: BTreeMap::new(),
+        terminating: false,
+        position: field.position().clone(),
+    });
+    objects.extend(read_kind(kind, meta, &mut fields, report));
+    fields.finish(report);
+}
+
+fn near_kind(kind: &str) -> Option<String> {
+    let all = || KINDS.iter().chain(INERT);
+    let near = nearest(kind, all().map(|(_, name, _)| *name))?;
+    let (version, name, _) = all().find(|(_, name, _)| *name == near)?;
+    Some(format!("{name} of {version}"))
+}
+
+fn read_kind(kind: &str, meta: Meta, fields: &mut Fields<'_>, report: &mut Report) -> Option<Object> {
+    match kind {
+        "Namespace" => {
+            fields.accept(&["spec", "status"]);
+            Some(Object::Namespace(meta))
+        }
+        "Node" => Some(Object::Node(read_node(meta, fields, report))),
+        "Pod" => read_pod(meta, fields, report).map(Object::Pod),
+        "Deployment" => read_workload(WorkloadKind::Deployment, meta, fields, report),
+        "StatefulSet" => read_workload(WorkloadKind::StatefulSet, meta, fields, report),
+        "DaemonSet" => read_workload(WorkloadKind::DaemonSet, meta, fields, report),
+        "ReplicaSet" => read_workload(WorkloadKind::ReplicaSet, meta, fields, report),
+        "Job" => read_workload(WorkloadKind::Job, meta, fields, report),
+        "Service" => read_service::service(meta, fields, report).map(Object::Service),
+        "EndpointSlice" => read_service::endpoint_slice(meta, fields, report).map(Object::EndpointSlice),
+        "NetworkPolicy" => read_policy::network_policy(meta, fields, report).map(Object::NetworkPolicy),
+        _ => None,
+    }
+}
+
+const META_UNREAD: &[&str] = &[
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "finalizers",
+    "generation",
+    "managedFields",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
+
+fn read_meta(fields: &mut Fields<'_>, namespaced: bool, report: &mut Report) -> Option<Meta> {
+    let position = fields.position().clone();
+    let mut meta = fields.require("metadata", report)?.object(report)?;
+    meta.accept(META_UNREAD);
+    let name_field = meta.get("name");
+    if name_field.is_none() {
+        if meta.get("generateName").is_some() {
+            let why = "an object from a file needs a `name` of its own";
+            meta.wrong("generateName", report, Problem::Unsupported { why });
+        } else {
+            meta.wrong("name", report, Problem::Missing);
+        }
+    } else {
+        meta.accept(&["generateName"]);
+    }
+    let name = name_field.and_then(|field| {
+        let name = field.string(report)?;
+        if !is_dns_subdomain(name) {
+            field.invalid(
+                report,
+                "a name has lower-case letters, digits, `-` and `.`, and begins and ends with a letter or digit",
+            );
+        }
+        Some(name.to_owned())
+    });
+    let namespace = match meta.get("namespace") {
+        Some(field) if !namespaced => {
+            let why = "objects of this kind belong to the whole cluster";
+            field.wrong(report, Problem::Unsupported { why });
+            None
+        }
+        Some(field) => field.string(report).map(|namespace| {
+            if !is_dns_label(namespace) {
+                field.invalid(report, "a namespace's name has at most 63 lower-case letters, digits and `-`, and begins and ends with a letter or digit");
+            }
+            namespace.to_owned()
+        }),
+        None if namespaced => Some("default".to_owned()),
+        None => None,
+    };
+    let labels = meta.get("labels").map(|field| read_labels(&field, report)).unwrap_or_default();
+    let mut annotations = BTreeMap::new();
+    if let Some(field) = meta.get("annotations") {
+        for (key, _, value) in field.entries(report) {
+            if let Some(text) = value.string(report) {
+                annotations.insert(key.to_owned(), text.to_owned());
+            }
+        }
+    }
+    let terminating = meta.get("deletionTimestamp").is_some();
+    meta.finish(report);
+    Some(Meta { namespace: namespace.unwrap_or_default(), name: name?, labels, annotations, terminating, position })
+}
+
+/// Reads an address.
+pub(super) fn read_address(field: &Field<'_>, report: &mut Report) -> Option<IpAddr> {
+    let text = field.string(report)?;
+    let address = text.parse().ok();
+    if address.is_none() {
+        field.invalid(report, "must be an address, as 10.9.8.7 or 2001:db8::7");
+    }
+    address
+}
+
+/// Reads a prefix.
+pub(super) fn read_prefix(field: &Field<'_>, report: &mut Report) -> Option<Prefix> {
+    let text = field.string(report)?;
+    match text.parse() {
+        Ok(prefix) => Some(prefix),
+        Err(error) => {
+            field.invalid(report, error.to_string());
+            None
+        }
+    }
+}
+
+/// Reads a protocol; TCP when the field is absent.
+pub(super) fn read_protocol(fields: &mut Fields<'_>, report: &mut Report) -> Option<Protocol> {
+    let Some(field) = fields.get("protocol") else {
+        return Some(Protocol::Tcp);
+    };
+    let text = field.string(report)?;
+    let protocol = Protocol::ALL.into_iter().find(|p| p.name() == text);
+    if protocol.is_none() {
+        field.invalid(report, "must be TCP, UDP or SCTP");
+    }
+    protocol
+}
+
+fn read_node(meta: Meta, fields: &mut Fields<'_>, report: &mut Report) -> NodeObject {
+    let mut node = NodeObject { meta, internal: Vec::new(), external: Vec::new(), pod_cidrs: Vec::new() };
+    if let Some(mut spec) = fields.get("spec").and_then(|field| field.object(report)) {
+        spec.accept(&["configSource", "externalID", "providerID", "taints", "unschedulable"]);
+        let one = spec.get("podCIDR");
+        let list = spec.get("podCIDRs");
+        let one = one.and_then(|field| read_prefix(&field, report));
+        node.pod_cidrs = match list {
+            Some(field) => field.list(report).iter().filter_map(|item| read_prefix(item, report)).collect(),
+            None => one.into_iter().collect(),
+        };
+        if let (Some(one), Some(first)) = (one, node.pod_cidrs.first())
+            && one != *first
+        {
+            let text = "must be the first of podCIDRs".to_owned();
+            spec.wrong("podCIDR", report, Problem::Conflict(text));
+        }
+        spec.finish(report);
+    }
+    if let Some(mut status) = fields.get("status").and_then(|field| field.object(report)) {
+        status.accept(&[
+            "allocatable",
+            "capacity",
+            "conditions",
+            "config",
+            "daemonEndpoints",
+            "declaredFeatures",
+            "features",
+            "images",
+            "nodeInfo",
+            "phase",
+            "runtimeHandlers",
+            "volumesAttached",
+            "volumesInUse",
+        ]);
+        if let Some(field) = status.get("addresses") {
+            for item in field.list(report) {
+                read_node_address(&item, &mut node, report);
+            }
+        }
+        status.finish(report);
+    }
+    node
+}
+
+fn read_node_address(item: &Field<'_>, node: &mut NodeObject, report: &mut Report) {
+    let Some(mut fields) = item.object(report) else {
+        return;
+    };
+    let kind = fields.require("type", report);
+    let address = fields.require("address", report);
+    if let (Some(kind), Some(address)) = (kind, address) {
+        match kind.string(report) {
+            Some("InternalIP") => node.internal.extend(read_address(&address, report)),
+            Some("ExternalIP") => node.external.extend(read_address(&address, report)),
+            Some("Hostname" | "InternalDNS" | "ExternalDNS") | None => {}
+            Some(_) => kind.invalid(report, "must be InternalIP, ExternalIP, Hostname, InternalDNS or ExternalDNS"),
+        }
+    }
+    fields.finish(report);
+}
+
+fn read_pod(meta: Meta, fields: &mut Fields<'_>, report: &mut Report) -> Option<PodObject> {
+    let spec = fields.require("spec", report)?;
+    let spec = read_pod_spec(&spec, report);
+    let mut pod = PodObject { meta, spec, addresses: Vec::new(), ready: true, finished: false };
+    if let Some(field) = fields.get("status") {
+        read_pod_status(&field, &mut pod, report);
+    }
+    Some(pod)
+}
+
+const POD_STATUS_UNREAD: &[&str] = &[
+    "allocatedResources",
+    "containerStatuses",
+    "ephemeralContainerStatuses",
+    "extendedResourceClaimStatus",
+    "hostIP",
+    "hostIPs",
+    "initContainerStatuses",
+    "message",
+    "nodeAllocatableResourceClaimStatuses",
+    "nominatedNodeName",
+    "observedGeneration",
+    "qosClass",
+    "reason",
+    "resize",
+    "resourceClaimStatuses",
+    "resources",
+    "startTime",
+];
+
+fn read_pod_status(field: &Field<'_>, pod: &mut PodObject, report: &mut Report) {
+    let Some(mut status) = field.object(report) else {
+        return;
+    };
+    status.accept(POD_STATUS_UNREAD);
+    if let Some(field) = status.get("phase") {
+        match field.string(report) {
+            Some("Pending" | "Running" | "Unknown") | None => {}
+            Some("Succeeded" | "Failed") => pod.finished = true,
+            Some(_) => field.invalid(report, "must be Pending, Running, Succeeded, Failed or Unknown"),
+        }
+    }
+    let one = status.get("podIP");
+    let one_address = one.as_ref().and_then(|field| read_address(field, report));
+    match status.get("podIPs") {
+        Some(list) => {
+            for item in list.list(report) {
+                let Some(mut fields) = item.object(report) else {
+                    continue;
+                };
+                if let Some(field) = fields.require("ip", report)
+                    && let Some(address) = read_address(&field, report)
+                {
+                    if (pod.addresses.iter()).any(|(old, _)| old.is_ipv4() == address.is_ipv4()) {
+                        field.invalid(report, "a pod has at most one address of a family");
+                    }
+                    pod.addresses.push((address, field.position().clone()));
+                }
+                fields.finish(report);
+            }
+        }
+        None => {
+            if let (Some(address), Some(field)) = (one_address, &one) {
+                pod.addresses.push((address, field.position().clone()));
+            }
+        }
+    }
+    if let (Some(address), Some(field), Some((first, _))) = (one_address, &one, pod.addresses.first())
+        && address != *first
+    {
+        field.invalid(report, "must be the first of podIPs");
+    }
+    if let Some(list) = status.get("conditions") {
+        for item in list.list(report) {
+            let Some(mut fields) = item.object(report) else {
+                continue;
+            };
+            fields.accept(&["lastProbeTime", "lastTransitionTime", "message", "observedGeneration", "reason"]);
+            let kind = fields.get("type").and_then(|field| field.string(report));
+            let status = fields.get("status").and_then(|field| field.string(report));
+            if kind == Some("Ready") {
+                pod.ready = status == Some("True");
+            }
+            fields.finish(report);
+        }
+    }
+    status.finish(report);
+}
+
+const POD_SPEC_UNREAD: &[&str] = &[
+    "activeDeadlineSeconds",
+    "affinity",
+    "automountServiceAccountToken",
+    "dnsConfig",
+    "dnsPolicy",
+    "enableServiceLinks",
+    "ephemeralContainers",
+    "hostAliases",
+    "hostIPC",
+    "hostPID",
+    "hostUsers",
+    "hostnameOverride",
+    "imagePullSecrets",
+    "nodeSelector",
+    "os",
+    "overhead",
+    "preemptionPolicy",
+    "priority",
+    "priorityClassName",
+    "readinessGates",
+    "resourceClaims",
+    "resources",
+    "restartPolicy",
+    "runtimeClassName",
+    "schedulerName",
+    "schedulingGates",
+    "schedulingGroup",
+    "securityContext",
+    "serviceAccount",
+    "setHostnameAsFQDN",
+    "shareProcessNamespace",
+    "subdomain",
+    "terminationGracePeriodSeconds",
+    "tolerations",
+    "topologySpreadConstraints",
+    "volumes",
+    "workloadRef",
+];
+
+fn read_pod_spec(field: &Field<'_>, report: &mut Report) -> PodSpec {
+    let mut spec = PodSpec::default();
+    let Some(mut fields) = field.object(report) else {
+        return spec;
+    };
+    fields.accept(POD_SPEC_UNREAD);
+    if let Some(field) = fields.get("nodeName")
+        && let Some(name) = field.string(report)
+        && !name.is_empty()
+    {
+        spec.node = Some((name.to_owned(), field.position().clone()));
+    }
+    spec.host_network = fields.get("hostNetwork").and_then(|field| field.boolean(report)).unwrap_or(false);
+    spec.service_account = fields.get("serviceAccountName").and_then(|field| field.string(report)).map(str::to_owned);
+    spec.hostname = fields.get("hostname").and_then(|field| field.string(report)).map(str::to_owned);
+    if let Some(list) = fields.get("initContainers") {
+        for item in list.list(report) {
+            read_container(&item, true, &mut spec.ports, report);
+        }
+    }
+    if let Some(list) = fields.require("containers", report) {
+        for item in list.list(report) {
+            read_container(&item, false, &mut spec.ports, report);
+        }
+    }
+    fields.finish(report);
+    spec
+}
+
+const CONTAINER_UNREAD: &[&str] = &[
+    "args",
+    "command",
+    "env",
+    "envFrom",
+    "image",
+    "imagePullPolicy",
+    "lifecycle",
+    "livenessProbe",
+    "readinessProbe",
+    "resizePolicy",
+    "resources",
+    "restartPolicyRules",
+    "securityContext",
+    "startupProbe",
+    "stdin",
+    "stdinOnce",
+    "terminationMessagePath",
+    "terminationMessagePolicy",
+    "tty",
+    "volumeDevices",
+    "volumeMounts",
+    "workingDir",
+];
+
+/// Reads a container's ports. An init container's count only when it keeps running beside the others.
+fn read_container(item: &Field<'_>, init: bool, ports: &mut Vec<ContainerPort>, report: &mut Report) {
+    let Some(mut fields) = item.object(report) else {
+        return;
+    };
+    fields.accept(CONTAINER_UNREAD);
+    if let Some(name) = fields.require("name", report) {
+        name.string(report);
+    }
+    let restart = fields.get("restartPolicy").and_then(|field| field.string(report));
+    let stays = !init || restart == Some("Always");
+    if let Some(list) = fields.get("ports") {
+        for item in list.list(report) {
+            let port = read_container_port(&item, report);
+            ports.extend(port.filter(|_| stays));
+        }
+    }
+    fields.finish(report);
+}
+
+fn read_container_port(item: &Field<'_>, report: &mut Report) -> Option<ContainerPort> {
+    let mut fields = item.object(report)?;
+    fields.accept(&["hostIP"]);
+    let name = fields.get("name").and_then(|field| {
+        let name = field.string(report)?;
+        if !is_port_name(name) {
+            field.invalid(
+                report,
+                "a port's name has at most 15 lower-case letters, digits and single `-`, at least one of them a letter",
+            );
+        }
+        Some(name.to_owned())
+    });
+    let protocol = read_protocol(&mut fields, report);
+    let host_port = fields.get("hostPort").and_then(|field| field.port(report));
+    let port = fields.require("containerPort", report).and_then(|field| field.port(report));
+    fields.finish(report);
+    Some(ContainerPort { name, port: port?, host_port, protocol: protocol? })
+}
+
+const WORKLOAD_UNREAD: &[&str] = &[
+    "activeDeadlineSeconds",
+    "backoffLimit",
+    "backoffLimitPerIndex",
+    "completionMode",
+    "completions",
+    "managedBy",
+    "manualSelector",
+    "maxFailedIndexes",
+    "minReadySeconds",
+    "paused",
+    "persistentVolumeClaimRetentionPolicy",
+    "podFailurePolicy",
+    "podManagementPolicy",
+    "podReplacementPolicy",
+    "progressDeadlineSeconds",
+    "revisionHistoryLimit",
+    "serviceName",
+    "strategy",
+    "successPolicy",
+    "ttlSecondsAfterFinished",
+    "updateStrategy",
+    "volumeClaimTemplates",
+];
+
+fn read_workload(kind: WorkloadKind, meta: Meta, fields: &mut Fields<'_>, report: &mut Report) -> Option<Object> {
+    fields.accept(&["status"]);
+    let mut spec = fields.require("spec", report)?.object(report)?;
+    spec.accept(WORKLOAD_UNREAD);
+    let replicas = |field: Field<'_>, report: &mut Report| {
+        field.integer(report, 0..=100_000).and_then(|number| u32::try_from(number).ok())
+    };
+    let mut first_ordinal = 0;
+    let wanted = match kind {
+        WorkloadKind::Job => {
+            let suspended = spec.get("suspend").and_then(|field| field.boolean(report));
+            let wanted = spec.get("parallelism").and_then(|f| replicas(f, report));
+            if suspended == Some(true) { Some(0) } else { wanted }
+        }
+        WorkloadKind::DaemonSet => None,
+        WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::ReplicaSet => {
+            spec.get("replicas").and_then(|f| replicas(f, report))
+        }
+    };
+    if kind == WorkloadKind::StatefulSet
+        && let Some(mut ordinals) = spec.get("ordinals").and_then(|field| field.object(report))
+    {
+        let start = ordinals.get("start").and_then(|f| replicas(f, report));
+        first_ordinal = start.unwrap_or(0);
+        ordinals.finish(report);
+    }
+    let selector_field = match kind {
+        WorkloadKind::Job => spec.get("selector"),
+        WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::DaemonSet | WorkloadKind::ReplicaSet => {
+            spec.require("selector", report)
+        }
+    };
+    let selector = selector_field.as_ref().map(|field| Selector::read(field, report));
+    let template = spec.require("template", report);
+    let mut labels = Labels::new();
+    let mut pod_spec = PodSpec::default();
+    if let Some(mut template) = template.and_then(|field| field.object(report)) {
+        if let Some(mut meta) = template.get("metadata").and_then(|field| field.object(report)) {
+            meta.accept(META_UNREAD);
+            meta.accept(&["annotations", "deletionTimestamp", "generateName", "name", "namespace"]);
+            if let Some(field) = meta.get("labels") {
+                labels = read_labels(&field, report);
+            }
+            meta.finish(report);
+        }
+        if let Some(field) = template.require("spec", report) {
+            pod_spec = read_pod_spec(&field, report);
+        }
+        template.finish(report);
+    }
+    if let Some(selector) = selector
+        && kind != WorkloadKind::Job
+        && (selector.is_empty() || !selector.matches(&labels))
+    {
+        let text = "must match the labels of the template".to_owned();
+        spec.wrong("selector", report, Problem::Conflict(text));
+    }
+    spec.finish(report);
+    Some(Object::Workload(Workload {
+        meta,
+        kind,
+        replicas: wanted.unwrap_or(1),
+        first_ordinal,
+        labels,
+        template: pod_spec,
+    }))
+}

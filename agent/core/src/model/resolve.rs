@@ -1,0 +1,528 @@
+//! Fills in what a scheduler and address managers would: nodes, the pods of workloads, their nodes and addresses.
+//!
+//! Invariant: the result depends on the objects, their order and earlier placements only. What was given to a pod stays
+//! with it until it is gone; then it is free again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::object::{
+    EndpointSlice, Name, NetworkPolicy, NodeObject, Object, PodObject, Service, ServiceType, Workload, WorkloadKind,
+};
+use super::{NAMESPACE_NAME, Node, Pod, Settings, slices};
+use crate::input::{InputError, Problem, Report};
+use crate::labels::Labels;
+use crate::prefix::Prefix;
+use crate::yaml::Position;
+
+/// What was filled in for one pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Placement {
+    node: String,
+    addresses: Vec<IpAddr>,
+}
+
+/// The complete cluster.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Resolved {
+    pub(super) pods: BTreeMap<Name, Pod>,
+    pub(super) nodes: Vec<Node>,
+    pub(super) namespaces: BTreeMap<String, Labels>,
+    pub(super) policies: BTreeMap<Name, NetworkPolicy>,
+    pub(super) services: BTreeMap<Name, Service>,
+    pub(super) slices: BTreeMap<Name, EndpointSlice>,
+    pub(super) ipv4: bool,
+    pub(super) ipv6: bool,
+}
+
+pub(super) fn resolve(
+    objects: &[Object],
+    settings: Settings,
+    placements: &mut BTreeMap<Name, Placement>,
+    report: &mut Report,
+) -> Resolved {
+    let mut resolved = Resolved::default();
+    namespaces(objects, &mut resolved.namespaces);
+    resolved.nodes = nodes(objects, settings, report);
+    let wanted = wanted_pods(objects, &resolved.nodes, report);
+    pods(&wanted, &mut resolved, placements, report);
+    let addresses = || {
+        let of_pods = resolved.pods.values().flat_map(|pod| pod.addresses.iter());
+        let of_nodes = resolved.nodes.iter().flat_map(|node| &node.pod_cidrs);
+        of_pods.map(IpAddr::is_ipv4).chain(of_nodes.map(|prefix| prefix.is_ipv4()))
+    };
+    resolved.ipv4 = addresses().any(|ipv4| ipv4);
+    resolved.ipv6 = addresses().any(|ipv4| !ipv4);
+    for object in objects {
+        match object {
+            Object::NetworkPolicy(policy) => {
+                let name = policy.meta.full_name();
+                resolved.policies.insert(name, policy.clone());
+            }
+            Object::Service(service) => {
+                let name = service.meta.full_name();
+                resolved.services.insert(name, service.clone());
+            }
+            Object::EndpointSlice(slice) => {
+                resolved.slices.insert(slice.meta.full_name(), slice.clone());
+            }
+            Object::Namespace(_) | Object::Node(_) | Object::Pod(_) | Object::Workload(_) | Object::Inert { .. } => {}
+        }
+    }
+    cluster_addresses(objects, &mut resolved, report);
+    slices::derive(&resolved.services, &resolved.pods, &resolved.nodes, &mut resolved.slices);
+    resolved
+}
+
+fn namespaces(objects: &[Object], namespaces: &mut BTreeMap<String, Labels>) {
+    for object in objects {
+        let meta = object.meta();
+        if let Object::Namespace(meta) = object {
+            namespaces.insert(meta.name.clone(), meta.labels.clone());
+        } else if !meta.namespace.is_empty() {
+            namespaces.entry(meta.namespace.clone()).or_default();
+        }
+    }
+    for (name, labels) in namespaces {
+        labels.insert(NAMESPACE_NAME.to_owned(), name.clone());
+    }
+}
+
+/// Node objects, or else the nodes that pods name; at least two when there are no Node objects.
+fn nodes(objects: &[Object], settings: Settings, report: &mut Report) -> Vec<Node> {
+    let mut given: Vec<&NodeObject> = Vec::new();
+    let mut named: Vec<&str> = Vec::new();
+    for object in objects {
+        match object {
+            Object::Node(node) => given.push(node),
+            Object::Pod(pod) => named.extend(pod.spec.node.iter().map(|(name, _)| name.as_str())),
+            Object::Workload(workload) => {
+                named.extend(workload.template.node.iter().map(|(name, _)| name.as_str()));
+            }
+            Object::Namespace(_)
+            | Object::Service(_)
+            | Object::EndpointSlice(_)
+            | Object::NetworkPolicy(_)
+            | Object::Inert { .. } => {}
+        }
+    }
+    let mut nodes: Vec<Node> = Vec::new();
+    let mut internal: Vec<usize> = Vec::new();
+    if given.is_empty() {
+        let mut names: Vec<&str> = Vec::new();
+        for name in named {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        for name in ["node-1", "node-2"] {
+            if names.len() < 2 && !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        if names.iter().all(|name| ["node-1", "node-2"].contains(name)) {
+            names.sort_unstable();
+        }
+        for name in names {
+            internal.push(0);
+            nodes.push(Node {
+                name: name.to_owned(),
+                labels: Labels::from([("kubernetes.io/hostname".to_owned(), name.to_owned())]),
+                addresses: Vec::new(),
+                pod_cidrs: Vec::new(),
+                position: Position::built_in("default nodes"),
+            });
+        }
+    }
+    for node in given {
+        internal.push(node.internal.len());
+        nodes.push(Node {
+            name: node.meta.name.clone(),
+            labels: node.meta.labels.clone(),
+            addresses: node.internal.iter().chain(&node.external).copied().collect(),
+            pod_cidrs: node.pod_cidrs.clone(),
+            position: node.meta.position.clone(),
+        });
+    }
+    check_nodes(&nodes, report);
+    fill_nodes(&mut nodes, &internal, settings, report);
+    nodes
+}
+
+fn check_nodes(nodes: &[Node], report: &mut Report) {
+    let mut addresses: BTreeMap<IpAddr, &Node> = BTreeMap::new();
+    for (index, node) in nodes.iter().enumerate() {
+        for &address in &node.addresses {
+            if let Some(first) = addresses.insert(address, node) {
+                taken(report, &node.position, "status.addresses", address, first);
+            }
+        }
+        for &prefix in &node.pod_cidrs {
+            let overlaps =
+                |other: &&Node| (other.pod_cidrs.iter()).any(|old| old.covers(prefix) || prefix.covers(*old));
+            if let Some(first) = nodes.iter().take(index).find(overlaps) {
+                taken(report, &node.position, "spec.podCIDRs", prefix, first);
+            }
+        }
+    }
+}
+
+fn taken(report: &mut Report, position: &Position, field: &str, what: impl ToString, first: &Node) {
+    report.add(InputError::new(
+        position.clone(),
+        field,
+        Problem::Taken { what: what.to_string(), first: first.position.clone() },
+    ));
+}
+
+/// The node's number with the digits of its decimal form, as people write such addresses: 11 is `::11`.
+fn digits(number: u16) -> u16 {
+    u16::from_str_radix(&number.to_string(), 16).unwrap_or(number)
+}
+
+fn default_addresses(number: u16, settings: Settings) -> Option<Vec<IpAddr>> {
+    let host = number.checked_add(10)?;
+    let mut addresses = Vec::new();
+    if settings.ipv4 {
+        let [high, low] = host.to_be_bytes();
+        let address = Ipv4Addr::new(192, 168, high, low);
+        addresses.push(IpAddr::V4(address));
+    }
+    if settings.ipv6 {
+        let address = Ipv6Addr::new(0xfd00, 0xc0a8, 0, 0, 0, 0, 0, digits(host));
+        addresses.push(IpAddr::V6(address));
+    }
+    Some(addresses)
+}
+
+fn default_cidrs(number: u16, settings: Settings) -> Option<Vec<Prefix>> {
+    let mut prefixes = Vec::new();
+    if settings.ipv4 {
+        let [high, low] = number.to_be_bytes();
+        let second = 244_u8.checked_add(high)?;
+        prefixes.push(Prefix::new(Ipv4Addr::new(10, second, low, 0).into(), 24)?);
+    }
+    if settings.ipv6 {
+        let address = Ipv6Addr::new(0xfd00, 0x10, 0x244, digits(number), 0, 0, 0, 0);
+        prefixes.push(Prefix::new(address.into(), 64)?);
+    }
+    Some(prefixes)
+}
+
+fn fill_nodes(nodes: &mut [Node], internal: &[usize], settings: Settings, report: &mut Report) {
+    let mut addresses: BTreeSet<IpAddr> = nodes.iter().flat_map(|node| node.addresses.clone()).collect();
+    let mut prefixes: Vec<Prefix> = nodes.iter().flat_map(|node| node.pod_cidrs.clone()).collect();
+    for (index, node) in nodes.iter_mut().enumerate() {
+        let from = u16::try_from(index + 1).unwrap_or(u16::MAX);
+        if internal.get(index) == Some(&0) {
+            let found = (from..2_000)
+                .filter_map(|number| default_addresses(number, settings))
+                .find(|found| found.iter().all(|address| !addresses.contains(address)));
+            match found {
+                Some(mut found) => {
+                    addresses.extend(&found);
+                    found.append(&mut node.addresses);
+                    node.addresses = found;
+                }
+                None => exhausted(report, &node.position, "node addresses"),
+            }
+        }
+        if node.pod_cidrs.is_empty() {
+            let free = |found: &Vec<Prefix>| {
+                found.iter().all(|new| !(prefixes.iter()).any(|old| old.covers(*new) || new.covers(*old)))
+            };
+            let found = (from..2_000).filter_map(|number| default_cidrs(number, settings)).find(free);
+            match found {
+                Some(found) => {
+                    prefixes.extend(&found);
+                    node.pod_cidrs = found;
+                }
+                None => exhausted(report, &node.position, "pod prefixes for nodes"),
+            }
+        }
+    }
+}
+
+fn exhausted(report: &mut Report, position: &Position, what: &str) {
+    let what = what.to_owned();
+    report.add(InputError::new(position.clone(), "", Problem::Exhausted { what }));
+}
+
+/// Pods that were read and pods of workloads, in file order.
+fn wanted_pods(objects: &[Object], nodes: &[Node], report: &mut Report) -> Vec<PodObject> {
+    let mut pods = Vec::new();
+    for object in objects {
+        match object {
+            Object::Pod(pod) => pods.push(pod.clone()),
+            Object::Workload(workload) => expand(workload, nodes, &mut pods),
+            Object::Namespace(_)
+            | Object::Node(_)
+            | Object::Service(_)
+            | Object::EndpointSlice(_)
+            | Object::NetworkPolicy(_)
+            | Object::Inert { .. } => {}
+        }
+    }
+    let mut names: BTreeMap<Name, &Position> = BTreeMap::new();
+    for pod in &pods {
+        let position = &pod.meta.position;
+        if let Some(first) = names.insert(pod.meta.full_name(), position) {
+            report.add(InputError::new(
+                position.clone(),
+                "metadata.name",
+                Problem::Taken { what: format!("Pod `{}`", pod.meta.full_name()), first: first.clone() },
+            ));
+        }
+    }
+    pods.retain(|pod| !pod.finished);
+    pods
+}
+
+fn expand(workload: &Workload, nodes: &[Node], pods: &mut Vec<PodObject>) {
+    let count = match workload.kind {
+        WorkloadKind::DaemonSet => u32::try_from(nodes.len()).unwrap_or(u32::MAX),
+        WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::ReplicaSet | WorkloadKind::Job => {
+            workload.replicas
+        }
+    };
+    for index in 0..count {
+        let ordinal = workload.first_ordinal.saturating_add(index);
+        let mut meta = workload.meta.clone();
+        meta.name = format!("{}-{ordinal}", workload.meta.name);
+        meta.labels = workload.labels.clone();
+        meta.annotations = BTreeMap::new();
+        let mut spec = workload.template.clone();
+        let mut add = |key: &str, value: &str| {
+            meta.labels.insert(key.to_owned(), value.to_owned());
+        };
+        match workload.kind {
+            WorkloadKind::StatefulSet => {
+                add("statefulset.kubernetes.io/pod-name", &meta.name.clone());
+                add("apps.kubernetes.io/pod-index", &ordinal.to_string());
+            }
+            WorkloadKind::Job => {
+                add("batch.kubernetes.io/job-name", &workload.meta.name);
+                add("job-name", &workload.meta.name);
+            }
+            WorkloadKind::DaemonSet => {
+                let node = usize::try_from(index).ok().and_then(|i| nodes.get(i));
+                spec.node = node.map(|node| (node.name.clone(), node.position.clone()));
+            }
+            WorkloadKind::Deployment | WorkloadKind::ReplicaSet => {}
+        }
+        pods.push(PodObject { meta, spec, addresses: Vec::new(), ready: true, finished: false });
+    }
+}
+
+fn pods(
+    wanted: &[PodObject],
+    resolved: &mut Resolved,
+    placements: &mut BTreeMap<Name, Placement>,
+    report: &mut Report,
+) {
+    let names: BTreeSet<Name> = wanted.iter().map(|pod| pod.meta.full_name()).collect();
+    placements.retain(|name, _| names.contains(name));
+    let homes = schedule(wanted, &resolved.nodes, placements, report);
+    let mut taken = given_addresses(wanted, &resolved.nodes, report);
+    // What pods have already goes first: a new pod must not take it.
+    let mut kept: BTreeMap<Name, Vec<IpAddr>> = BTreeMap::new();
+    for (pod, home) in wanted.iter().zip(&homes) {
+        let name = pod.meta.full_name();
+        let Some(old) = placements.get(&name) else {
+            continue;
+        };
+        let usable = pod.addresses.is_empty()
+            && !pod.spec.host_network
+            && home.is_some_and(|home| home.name == old.node)
+            && old.addresses.iter().all(|address| !taken.contains(address));
+        if usable {
+            taken.extend(&old.addresses);
+            kept.insert(name, old.addresses.clone());
+        }
+    }
+    let mut free: BTreeMap<Prefix, u64> = BTreeMap::new();
+    for (pod, home) in wanted.iter().zip(&homes) {
+        let Some(home) = home else { continue };
+        let name = pod.meta.full_name();
+        let addresses = if pod.spec.host_network {
+            one_per_family(&home.addresses)
+        } else if !pod.addresses.is_empty() {
+            pod.addresses.iter().map(|(address, _)| *address).collect()
+        } else if let Some(addresses) = kept.remove(&name) {
+            addresses
+        } else {
+            let mut addresses = Vec::new();
+            for prefix in &home.pod_cidrs {
+                let next = free.entry(*prefix).or_insert(2);
+                match next_free(*prefix, next, &mut taken) {
+                    Some(address) => addresses.push(address),
+                    None => {
+                        let what = format!("pod addresses in {prefix} of node `{}`", home.name);
+                        exhausted(report, &pod.meta.position, &what);
+                    }
+                }
+            }
+            addresses
+        };
+        if !pod.spec.host_network && pod.addresses.is_empty() {
+            let placement = Placement { node: home.name.clone(), addresses: addresses.clone() };
+            placements.insert(name.clone(), placement);
+        } else {
+            placements.insert(name.clone(), Placement { node: home.name.clone(), addresses: Vec::new() });
+        }
+        resolved.pods.insert(
+            name.clone(),
+            Pod {
+                name,
+                labels: pod.meta.labels.clone(),
+                node: home.name.clone(),
+                addresses,
+                host_network: pod.spec.host_network,
+                ports: pod.spec.ports.clone(),
+                service_account: pod.spec.service_account.clone(),
+                ready: pod.ready,
+                terminating: pod.meta.terminating,
+                position: pod.meta.position.clone(),
+            },
+        );
+    }
+}
+
+/// The node of every pod: its own, the one it had, or the next in turn.
+fn schedule<'a>(
+    wanted: &[PodObject],
+    nodes: &'a [Node],
+    placements: &BTreeMap<Name, Placement>,
+    report: &mut Report,
+) -> Vec<Option<&'a Node>> {
+    let find = |name: &str| nodes.iter().find(|node| node.name == name);
+    let mut turn = 0;
+    let mut homes = Vec::with_capacity(wanted.len());
+    for pod in wanted {
+        let home = match &pod.spec.node {
+            Some((name, position)) => {
+                let home = find(name);
+                if home.is_none() {
+                    report.add(InputError::new(
+                        position.clone(),
+                        "spec.nodeName",
+                        Problem::NotFound {
+                            what: "node",
+                            name: name.clone(),
+                            known: nodes.iter().map(|node| node.name.clone()).collect(),
+                        },
+                    ));
+                }
+                home
+            }
+            None => {
+                let had = placements.get(&pod.meta.full_name());
+                let had = had.and_then(|placement| find(&placement.node));
+                let next = nodes.get(turn % nodes.len().max(1));
+                turn += 1;
+                had.or(next)
+            }
+        };
+        homes.push(home);
+    }
+    homes
+}
+
+/// Addresses that the input gives to pods, and those of nodes.
+fn given_addresses(wanted: &[PodObject], nodes: &[Node], report: &mut Report) -> BTreeSet<IpAddr> {
+    let mut owners: BTreeMap<IpAddr, (String, &Position)> = BTreeMap::new();
+    for node in nodes {
+        for &address in &node.addresses {
+            let owner = (format!("of node `{}`", node.name), &node.position);
+            owners.insert(address, owner);
+        }
+    }
+    for pod in wanted.iter().filter(|pod| !pod.spec.host_network) {
+        for (address, position) in &pod.addresses {
+            let owner = (format!("of pod `{}`", pod.meta.full_name()), position);
+            if let Some((who, first)) = owners.insert(*address, owner) {
+                report.add(InputError::new(
+                    position.clone(),
+                    "status.podIPs",
+                    Problem::Taken { what: format!("address {address} {who}"), first: first.clone() },
+                ));
+            }
+        }
+    }
+    owners.into_keys().collect()
+}
+
+/// The lowest free address from an offset on. The first two (network and gateway) and IPv4's last are never given out.
+fn next_free(prefix: Prefix, next: &mut u64, taken: &mut BTreeSet<IpAddr>) -> Option<IpAddr> {
+    loop {
+        let address = prefix.nth(*next)?;
+        *next += 1;
+        if prefix.is_ipv4() && prefix.nth(*next).is_none() {
+            return None;
+        }
+        if taken.insert(address) {
+            return Some(address);
+        }
+    }
+}
+
+fn one_per_family(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let ipv4 = addresses.iter().find(|address| address.is_ipv4());
+    let ipv6 = addresses.iter().find(|address| address.is_ipv6());
+    ipv4.into_iter().chain(ipv6).copied().collect()
+}
+
+/// Gives services without an address the next ones of `10.96.0.0/16` and `fd00:10:96::/112`, from `.1`.
+fn cluster_addresses(objects: &[Object], resolved: &mut Resolved, report: &mut Report) {
+    let pools = [
+        Prefix::new(Ipv4Addr::new(10, 96, 0, 0).into(), 16),
+        Prefix::new(Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0).into(), 112),
+    ];
+    let mut taken = BTreeMap::new();
+    for object in objects {
+        let Object::Service(service) = object else {
+            continue;
+        };
+        for &address in &service.cluster_addresses {
+            if let Some(first) = taken.insert(address, &service.meta.position) {
+                report.add(InputError::new(
+                    service.meta.position.clone(),
+                    "spec.clusterIPs",
+                    Problem::Taken { what: format!("address {address}"), first: Position::clone(first) },
+                ));
+            }
+        }
+    }
+    let mut taken: BTreeSet<IpAddr> = taken.into_keys().collect();
+    let mut next = [1, 1];
+    for object in objects {
+        let Object::Service(service) = object else {
+            continue;
+        };
+        let wanted =
+            !service.headless && service.kind != ServiceType::ExternalName && service.cluster_addresses.is_empty();
+        let Some(service) = resolved.services.get_mut(&service.meta.full_name()) else {
+            continue;
+        };
+        if !wanted {
+            continue;
+        }
+        let first_is_ipv4 = service.families.first().copied().unwrap_or(resolved.ipv4);
+        let both = service.dual_stack || service.families.len() > 1;
+        for ipv4 in [first_is_ipv4, !first_is_ipv4] {
+            let in_use = if ipv4 { resolved.ipv4 } else { resolved.ipv6 };
+            if !in_use || (ipv4 != first_is_ipv4 && !both) {
+                continue;
+            }
+            let [next4, next6] = &mut next;
+            let ([Some(pool4), Some(pool6)], next) = (pools, if ipv4 { next4 } else { next6 }) else {
+                continue;
+            };
+            let pool = if ipv4 { pool4 } else { pool6 };
+            match next_free(pool, next, &mut taken) {
+                Some(address) => service.cluster_addresses.push(address),
+                None => exhausted(report, &service.meta.position, "service addresses"),
+            }
+        }
+    }
+}
