@@ -60,11 +60,7 @@ impl Skb {
     /// A frame on a device, all other fields zero.
     #[must_use]
     pub fn new(data: Vec<u8>, ifindex: u32) -> Self {
-        Self {
-            data,
-            ifindex,
-            ..Self::default()
-        }
+        Self { data, ifindex, ..Self::default() }
     }
 }
 
@@ -89,15 +85,7 @@ pub struct TunnelKey {
 
 impl Default for TunnelKey {
     fn default() -> Self {
-        Self {
-            id: 0,
-            remote: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            local: None,
-            tos: 0,
-            ttl: 0,
-            label: 0,
-            flags: 0,
-        }
+        Self { id: 0, remote: IpAddr::V4(Ipv4Addr::UNSPECIFIED), local: None, tos: 0, ttl: 0, label: 0, flags: 0 }
     }
 }
 
@@ -146,13 +134,7 @@ pub struct Env {
 
 impl Default for Env {
     fn default() -> Self {
-        Self {
-            now_ns: 0,
-            ticks_per_second: 250,
-            cpu: 0,
-            seed: 1,
-            faults: Faults::default(),
-        }
+        Self { now_ns: 0, ticks_per_second: 250, cpu: 0, seed: 1, faults: Faults::default() }
     }
 }
 
@@ -226,9 +208,7 @@ pub trait Engine {
     fn run_named(&mut self, program: &str, skb: &mut Skb, env: &Env) -> Result<Run, RunError> {
         match self.program(program) {
             Some(id) => self.run(id, skb, env),
-            None => Err(RunError::NoProgram {
-                name: program.to_owned(),
-            }),
+            None => Err(RunError::NoProgram { name: program.to_owned() }),
         }
     }
 }
