@@ -50,6 +50,8 @@ pub enum CallSlot {
     FromHost6 = 6,
     /// ARP from a pod.
     Arp = 7,
+    /// Neighbour discovery and other on-link ICMPv6 from a pod.
+    Neighbour = 8,
 }
 
 impl CallSlot {
@@ -61,6 +63,7 @@ impl CallSlot {
         (Self::FromNetdev6, "from_netdev6"),
         (Self::FromHost6, "from_host6"),
         (Self::Arp, "arp"),
+        (Self::Neighbour, "neighbour"),
     ];
     /// Entries of the `calls` map.
     pub const COUNT: u32 = 16;

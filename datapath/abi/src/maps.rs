@@ -3,8 +3,8 @@
 use core::mem::size_of;
 
 use crate::{
-    Addr4, Addr6, CallSlot, CidrKey4, CidrKey6, CtEntry, CtKey4, CtKey6, FragEntry, FragKey4,
-    FragKey6, IpEntry, MetricsEntry, PolicyEntry, PolicyKey, metrics,
+    Addr4, Addr6, CallSlot, CidrKey4, CidrKey6, CtEntry, CtKey4, CtKey6, FragEntry, FragKey4, FragKey6, IpEntry,
+    MetricsEntry, PolicyEntry, PolicyKey, metrics,
 };
 
 /// Kinds of maps in use, with the kernel's `BPF_MAP_TYPE_` numbers.

@@ -5,6 +5,9 @@ use crate::shared;
 /// Reason of a packet that was forwarded; numbers from 130 up are drop reasons.
 pub const FORWARDED: u8 = 0;
 
+/// Reason of an event that found no room in the ring buffer.
+pub const EVENT_LOST: u8 = 1;
+
 /// Entries of the map.
 pub const COUNT: u32 = 1024;
 

@@ -9,8 +9,9 @@
 use datapath_abi::events::FlowState;
 use datapath_abi::{Config, CtEntry, CtFlags, CtSide};
 
-use crate::family::Family;
-use crate::parse::{Class, Tuple};
+use crate::family::{Ends, Family};
+use crate::packet::Packet;
+use crate::parse::{self, Class, Parsed, Tuple};
 use crate::tables::{CtTable, Node, TableFull};
 use crate::wire::l4;
 
@@ -54,72 +55,96 @@ pub struct Track {
 }
 
 impl Track {
-    const NEW: Self = Self {
-        state: FlowState::New,
-        source_done: false,
-        destination_done: false,
-        report: true,
-    };
+    /// Nothing is known of the flow.
+    pub const NEW: Self = Self { state: FlowState::New, source_done: false, destination_done: false, report: true };
+}
+
+/// A flow's key, and which end the packet at hand comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Flow<F: Family> {
+    /// Key of the flow table.
+    pub key: F::CtKey,
+    /// The packet comes from the key's `lo` end.
+    pub source_is_lo: bool,
+}
+
+impl<F: Family> Flow<F> {
+    /// No flow yet.
+    #[inline(always)]
+    pub fn new() -> Self {
+        Self { key: F::CtKey::default(), source_is_lo: false }
+    }
+
+    /// Becomes the flow of a packet with these ends.
+    #[inline(always)]
+    pub fn set(&mut self, tuple: &Tuple<F>) {
+        let Tuple { source, destination, sport, dport, protocol } = tuple;
+        let ends = Ends { source, destination, sport: *sport, dport: *dport, protocol: *protocol };
+        self.source_is_lo = F::ct_key(&mut self.key, &ends);
+    }
+
+    /// Becomes the flow that an ICMP error quotes; false if too little is quoted.
+    #[inline(always)]
+    pub fn set_quoted<P: Packet>(&mut self, packet: &mut P, parsed: &Parsed) -> bool {
+        match parse::quoted::<F, P>(packet, parsed, &mut self.key) {
+            Some(source_is_lo) => {
+                self.source_is_lo = source_is_lo;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl<F: Family> Default for Flow<F> {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Looks the packet's flow up, and moves its state on.
 #[inline(always)]
 pub fn track<F: Family, T: CtTable<F> + Node>(
-    tables: &mut T,
-    tuple: &Tuple<F>,
+    tables: &T,
+    flow: &Flow<F>,
     class: Class,
     tcp_flags: u8,
     source: &Side,
     destination: &Side,
 ) -> Track {
-    let (key, source_is_lo) = F::ct_key(tuple);
     let now = tables.now();
     let settings = Timeouts::of(tables.config());
-    let found = tables.with_flow(&key, |entry| {
-        advance(
-            entry,
-            source_is_lo,
-            class,
-            tcp_flags,
-            source,
-            destination,
-            now,
-            &settings,
-        )
-    });
-    found.unwrap_or(Track::NEW)
+    match tables.flow(&flow.key) {
+        Some(mut entry) => {
+            advance(&mut entry, flow.source_is_lo, class, tcp_flags, source, destination, now, &settings)
+        }
+        None => Track::NEW,
+    }
 }
 
 /// Whether an ICMP error belongs to a flow that the sides accepted. Does not change the flow.
 #[inline(always)]
-pub fn related<F: Family, T: CtTable<F> + Node>(
-    tables: &mut T,
-    tuple: &Tuple<F>,
-    source: &Side,
-    destination: &Side,
-) -> bool {
-    let (key, source_is_lo) = F::ct_key(tuple);
+pub fn related<F: Family, T: CtTable<F> + Node>(tables: &T, flow: &Flow<F>, source: &Side, destination: &Side) -> bool {
     let now = tables.now();
-    let found = tables.with_flow(&key, |entry| {
-        entry.expires > now && accepted(entry, source_is_lo, source, destination)
-    });
-    found.unwrap_or(false)
+    match tables.flow(&flow.key) {
+        Some(entry) => entry.expires > now && accepted(&entry, flow.source_is_lo, source, destination),
+        None => false,
+    }
 }
 
 /// Remembers a new flow that every asked side has accepted.
 #[inline(always)]
 pub fn create<F: Family, T: CtTable<F> + Node>(
-    tables: &mut T,
-    tuple: &Tuple<F>,
+    tables: &T,
+    flow: &Flow<F>,
     class: Class,
     tcp_flags: u8,
     source: (&Side, u32),
     destination: (&Side, u32),
 ) -> Result<(), TableFull> {
-    let (key, source_is_lo) = F::ct_key(tuple);
     let now = tables.now();
     let settings = Timeouts::of(tables.config());
-    let mut flags = if source_is_lo { CtFlags::CLIENT_LO } else { 0 };
+    let mut flags = if flow.source_is_lo { CtFlags::CLIENT_LO } else { 0 };
     let mut lifetime = settings.other;
     if class == Class::Tcp {
         lifetime = settings.tcp_syn;
@@ -144,49 +169,33 @@ pub fn create<F: Family, T: CtTable<F> + Node>(
         expires: now + u64::from(lifetime),
         client_report: low(now),
         server_report: 0,
-        egress: CtSide {
-            revision: source.0.revision,
-            identity: source.0.peer,
-            rule: source.1,
-        },
-        ingress: CtSide {
-            revision: destination.0.revision,
-            identity: destination.0.peer,
-            rule: destination.1,
-        },
+        egress: CtSide { revision: source.0.revision, identity: source.0.peer, rule: source.1 },
+        ingress: CtSide { revision: destination.0.revision, identity: destination.0.peer, rule: destination.1 },
         flags: CtFlags(flags),
         client_tcp: tcp_flags,
         server_tcp: 0,
         pad: [0; 4],
     };
-    tables.remember_flow(&key, &entry)
+    tables.remember_flow(&flow.key, &entry)
 }
 
 /// Remembers that a side's policy, asked again, still allows the flow.
 #[inline(always)]
 pub fn renew<F: Family, T: CtTable<F> + Node>(
-    tables: &mut T,
-    tuple: &Tuple<F>,
+    tables: &T,
+    flow: &Flow<F>,
     source: (&Side, u32),
     destination: (&Side, u32),
 ) {
-    let (key, _) = F::ct_key(tuple);
-    let _known = tables.with_flow(&key, |entry| {
-        if source.0.asked() {
-            entry.egress = CtSide {
-                revision: source.0.revision,
-                identity: source.0.peer,
-                rule: source.1,
-            };
-        }
-        if destination.0.asked() {
-            entry.ingress = CtSide {
-                revision: destination.0.revision,
-                identity: destination.0.peer,
-                rule: destination.1,
-            };
-        }
-    });
+    let Some(mut entry) = tables.flow(&flow.key) else {
+        return;
+    };
+    if source.0.asked() {
+        entry.egress = CtSide { revision: source.0.revision, identity: source.0.peer, rule: source.1 };
+    }
+    if destination.0.asked() {
+        entry.ingress = CtSide { revision: destination.0.revision, identity: destination.0.peer, rule: destination.1 };
+    }
 }
 
 struct Timeouts {
@@ -214,20 +223,13 @@ impl Timeouts {
 #[inline(always)]
 fn accepted(entry: &CtEntry, source_is_lo: bool, source: &Side, destination: &Side) -> bool {
     let forward = entry.flags.has(CtFlags::CLIENT_LO) == source_is_lo;
-    let (sender, receiver) = if forward {
-        (CtFlags::EGRESS, CtFlags::INGRESS)
-    } else {
-        (CtFlags::INGRESS, CtFlags::EGRESS)
-    };
-    (!source.asked() || entry.flags.has(sender))
-        && (!destination.asked() || entry.flags.has(receiver))
+    let (sender, receiver) =
+        if forward { (CtFlags::EGRESS, CtFlags::INGRESS) } else { (CtFlags::INGRESS, CtFlags::EGRESS) };
+    (!source.asked() || entry.flags.has(sender)) && (!destination.asked() || entry.flags.has(receiver))
 }
 
 #[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one inlined step; a struct would only move the list"
-)]
+#[expect(clippy::too_many_arguments, reason = "one inlined step; a struct would only move the list")]
 fn advance(
     entry: &mut CtEntry,
     source_is_lo: bool,
@@ -252,11 +254,7 @@ fn advance(
         if tcp_flags & l4::SYN == 0 {
             flags |= CtFlags::SEEN_NON_SYN;
         }
-        let seen = if forward {
-            entry.client_tcp
-        } else {
-            entry.server_tcp
-        };
+        let seen = if forward { entry.client_tcp } else { entry.server_tcp };
         if tcp_flags & !seen & REPORTED != 0 {
             report = true;
         }
@@ -268,11 +266,7 @@ fn advance(
             }
         }
         if tcp_flags & (l4::FIN | l4::RST) != 0 {
-            flags |= if forward {
-                CtFlags::CLIENT_CLOSING
-            } else {
-                CtFlags::SERVER_CLOSING
-            };
+            flags |= if forward { CtFlags::CLIENT_CLOSING } else { CtFlags::SERVER_CLOSING };
             if tcp_flags & l4::RST != 0 && entry.client_tcp & entry.server_tcp & l4::SYN == 0 {
                 flags |= closing;
             }
@@ -294,11 +288,7 @@ fn advance(
     } else if entry.expires < now + u64::from(settings.other) {
         entry.expires = now + u64::from(settings.other);
     }
-    let last = if forward {
-        entry.client_report
-    } else {
-        entry.server_report
-    };
+    let last = if forward { entry.client_report } else { entry.server_report };
     if report || low(now).wrapping_sub(last) >= settings.report {
         report = true;
         if forward {
@@ -315,21 +305,13 @@ fn advance(
             report,
         }
     } else {
-        Track {
-            state: FlowState::Reply,
-            source_done: true,
-            destination_done: true,
-            report,
-        }
+        Track { state: FlowState::Reply, source_done: true, destination_done: true, report }
     }
 }
 
 /// The low half of a tick, for intervals.
 #[inline(always)]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the low 32 bits are wanted"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "the low 32 bits are wanted")]
 const fn low(ticks: u64) -> u32 {
     ticks as u32
 }

@@ -10,16 +10,13 @@ use crate::wire::{ethernet, ipv4, ipv6};
 #[inline(always)]
 pub(crate) fn decrement_ttl<P: Packet>(packet: &mut P) -> Result<(), DropReason> {
     let offset = ethernet::LEN + ipv4::TTL;
-    let [ttl, protocol, high, low]: [u8; 4] =
-        packet.load(offset).ok_or(DropReason::InvalidPacket)?;
+    let [ttl, protocol, high, low]: [u8; 4] = packet.load(offset).ok_or(DropReason::InvalidPacket)?;
     if ttl <= 1 {
         return Err(DropReason::TtlExceeded);
     }
     let sum = u32::from(u16::from_be_bytes([high, low])) + 0x0100;
     let [.., high, low] = (sum + (sum >> 16)).to_be_bytes();
-    packet
-        .store(offset, [ttl - 1, protocol, high, low])
-        .ok_or(DropReason::WriteError)
+    packet.store(offset, [ttl - 1, protocol, high, low]).ok_or(DropReason::WriteError)
 }
 
 /// Takes one hop off an IPv6 packet.
@@ -35,18 +32,6 @@ pub(crate) fn decrement_hop_limit<P: Packet>(packet: &mut P) -> Result<(), DropR
 
 /// Addresses the frame to a pod, from its gateway.
 #[inline(always)]
-pub fn set_addresses<P: Packet>(
-    packet: &mut P,
-    destination: Mac,
-    source: Mac,
-) -> Result<(), DropReason> {
-    packet
-        .store(
-            0,
-            ethernet::Addresses {
-                destination,
-                source,
-            },
-        )
-        .ok_or(DropReason::WriteError)
+pub fn set_addresses<P: Packet>(packet: &mut P, destination: Mac, source: Mac) -> Result<(), DropReason> {
+    packet.store(0, ethernet::Addresses { destination, source }).ok_or(DropReason::WriteError)
 }

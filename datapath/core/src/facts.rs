@@ -1,6 +1,6 @@
 //! What is known about a packet so far: filled stage by stage, read when an event is written.
 
-use datapath_abi::{Addr6, Be16, Direction, DropReason, Event, Hook, events};
+use datapath_abi::{Be16, Direction, Event, Hook, events};
 
 use crate::family::Family;
 use crate::parse::Tuple;
@@ -54,44 +54,32 @@ impl<F: Family> Facts<F> {
         }
     }
 
-    /// An event about this packet.
+    /// Writes an event about this packet, every field of it.
     #[inline(always)]
-    pub fn event(&self, kind: events::EventKind, code: u8) -> Event {
-        let (source, destination): (Addr6, Addr6) = (
-            F::widen(&self.tuple.source),
-            F::widen(&self.tuple.destination),
-        );
+    pub fn write_event(&self, event: &mut Event, kind: events::EventKind, code: u8, verdict: i32) {
         let family = if F::IS_V6 { events::IPV6 } else { 0 };
         let direction = match self.direction {
             Direction::Ingress => events::INGRESS,
             Direction::Egress => 0,
         };
-        Event {
-            kind: kind as u8,
-            code,
-            hook: self.hook as u8,
-            flags: family | direction,
-            endpoint: self.endpoint,
-            state: self.state as u8,
-            protocol: self.tuple.protocol,
-            source_identity: self.source_identity,
-            destination_identity: self.destination_identity,
-            ifindex: self.ifindex,
-            len: self.len,
-            source,
-            destination,
-            sport: self.tuple.sport,
-            dport: self.port,
-            rule: self.rule,
-            verdict: 0,
-            tcp_flags: self.tcp_flags,
-            pad: [0; 3],
-        }
-    }
-
-    /// The event of a drop.
-    #[inline(always)]
-    pub fn drop_event(&self, reason: DropReason) -> Event {
-        self.event(events::EventKind::Drop, reason as u8)
+        event.kind = kind as u8;
+        event.code = code;
+        event.hook = self.hook as u8;
+        event.flags = family | direction;
+        event.endpoint = self.endpoint;
+        event.state = self.state as u8;
+        event.protocol = self.tuple.protocol;
+        event.source_identity = self.source_identity;
+        event.destination_identity = self.destination_identity;
+        event.ifindex = self.ifindex;
+        event.len = self.len;
+        F::widen(&self.tuple.source, &mut event.source);
+        F::widen(&self.tuple.destination, &mut event.destination);
+        event.sport = self.tuple.sport;
+        event.dport = self.port;
+        event.rule = self.rule;
+        event.verdict = verdict;
+        event.tcp_flags = self.tcp_flags;
+        event.pad = [0; 3];
     }
 }

@@ -1,23 +1,34 @@
 //! What differs between IPv4 and IPv6: addresses, keys, header layout. Everything else is written once.
 
-use datapath_abi::{
-    Addr4, Addr6, Be16, Config, CtKey4, CtKey6, DropReason, FragKey4, FragKey6, Identity, config,
-    ids,
-};
+use datapath_abi::{Addr4, Addr6, Be16, Config, CtKey4, CtKey6, DropReason, FragKey4, FragKey6, Identity, config, ids};
 
 use crate::packet::Packet;
 use crate::parse::{self, Parsed, Tuple};
-use crate::pipeline::Outcome;
-use crate::tables::{FragTable, Node, Tables};
+use crate::tables::{FragTable, Node};
 use crate::wire::ethernet;
 use crate::{edit, facts::Facts, reply};
+
+/// The two ends of a flow, by reference: copies of IPv6 addresses would not fit on the stack.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends<'a, F: Family> {
+    /// First end: address.
+    pub source: &'a F::Addr,
+    /// Second end: address.
+    pub destination: &'a F::Addr,
+    /// First end: port, as in [`Tuple`].
+    pub sport: Be16,
+    /// Second end: port.
+    pub dport: Be16,
+    /// IANA number.
+    pub protocol: u8,
+}
 
 /// IPv4 or IPv6.
 pub trait Family: Copy + core::fmt::Debug + Default + PartialEq {
     /// Address.
     type Addr: Copy + PartialEq + Default + core::fmt::Debug;
     /// Key of the flow table.
-    type CtKey: Copy;
+    type CtKey: Copy + Default;
     /// Key of the fragment table.
     type FragKey: Copy;
     /// EtherType.
@@ -27,31 +38,27 @@ pub trait Family: Copy + core::fmt::Debug + Default + PartialEq {
     /// IANA number of this family's ICMP.
     const ICMP: u8;
 
-    /// The address in the 16 bytes of an event: an IPv4 address in the first four.
-    fn widen(address: &Self::Addr) -> Addr6;
-    /// Key of the flow, and whether the sender is its `lo` end.
-    fn ct_key(tuple: &Tuple<Self>) -> (Self::CtKey, bool);
+    /// Writes the address into the 16 bytes of an event: an IPv4 address into the first four.
+    fn widen(address: &Self::Addr, bytes: &mut Addr6);
+    /// Writes the key of the flow between the two ends; whether the first is its `lo` end.
+    fn ct_key(key: &mut Self::CtKey, ends: &Ends<'_, Self>) -> bool;
     /// Key of a fragmented datagram.
     fn frag_key(tuple: &Tuple<Self>, id: [u8; 4]) -> Self::FragKey;
     /// Identity of addresses that nobody in the cluster owns.
     fn world(config: &Config) -> Identity;
     /// Reads the addresses only.
     fn addresses<P: Packet>(packet: &mut P, facts: &mut Facts<Self>) -> Result<(), DropReason>;
-    /// Neighbour discovery from a pod, which stays on the link; `None` for what is forwarded like any other packet.
-    fn on_link<P: Packet, T: Tables<Self>>(
-        packet: &mut P,
-        tables: &T,
-        facts: &mut Facts<Self>,
-        l4: usize,
-    ) -> Option<Outcome>;
+    /// Whether it is ICMPv6 that stays on the link: another program's business.
+    fn on_link(facts: &Facts<Self>) -> bool;
     /// Reads the headers.
     fn parse<P: Packet, T: FragTable<Self> + Node>(
         packet: &mut P,
-        tables: &mut T,
+        tables: &T,
         facts: &mut Facts<Self>,
-    ) -> Result<Parsed<Self>, DropReason>;
-    /// Reads the datagram at `offset` that an ICMP error quotes; its flow, or `None` if too little is quoted.
-    fn parse_quoted<P: Packet>(packet: &P, offset: usize) -> Option<Tuple<Self>>;
+    ) -> Result<Parsed, DropReason>;
+    /// Writes the key of the flow of the datagram at `offset`, which an ICMP error quotes, seen in the direction of the
+    /// error; `None` if too little is quoted.
+    fn quoted_key<P: Packet>(packet: &P, offset: usize, key: &mut Self::CtKey) -> Option<bool>;
     /// Takes one hop off.
     fn decrement_hops<P: Packet>(packet: &mut P) -> Result<(), DropReason>;
 }
@@ -73,57 +80,31 @@ impl Family for V4 {
     const ICMP: u8 = crate::wire::l4::ICMP;
 
     #[inline(always)]
-    fn widen(address: &Addr4) -> Addr6 {
-        let a = address.0;
-        Addr6([a[0], a[1], a[2], a[3], 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+    fn widen(address: &Addr4, bytes: &mut Addr6) {
+        *bytes = Addr6::from_v4(*address);
     }
 
     #[inline(always)]
-    fn ct_key(tuple: &Tuple<Self>) -> (CtKey4, bool) {
-        let (source, destination) = (tuple.source.word(), tuple.destination.word());
-        let source_is_lo = if source == destination {
-            tuple.sport.get() <= tuple.dport.get()
+    fn ct_key(key: &mut CtKey4, ends: &Ends<'_, Self>) -> bool {
+        let first_is_lo = sorted4(ends);
+        if first_is_lo {
+            (key.lo, key.hi, key.lo_port, key.hi_port) = (*ends.source, *ends.destination, ends.sport, ends.dport);
         } else {
-            source < destination
-        };
-        let t = tuple;
-        let (lo, hi, lo_port, hi_port) = if source_is_lo {
-            (t.source, t.destination, t.sport, t.dport)
-        } else {
-            (t.destination, t.source, t.dport, t.sport)
-        };
-        let protocol = t.protocol;
-        (
-            CtKey4 {
-                lo,
-                hi,
-                lo_port,
-                hi_port,
-                protocol,
-                pad: [0; 3],
-            },
-            source_is_lo,
-        )
+            (key.lo, key.hi, key.lo_port, key.hi_port) = (*ends.destination, *ends.source, ends.dport, ends.sport);
+        }
+        key.protocol = ends.protocol;
+        key.pad = [0; 3];
+        first_is_lo
     }
 
     #[inline(always)]
     fn frag_key(tuple: &Tuple<Self>, id: [u8; 4]) -> FragKey4 {
-        FragKey4 {
-            source: tuple.source,
-            destination: tuple.destination,
-            id,
-            protocol: tuple.protocol,
-            pad: [0; 3],
-        }
+        FragKey4 { source: tuple.source, destination: tuple.destination, id, protocol: tuple.protocol, pad: [0; 3] }
     }
 
     #[inline(always)]
     fn world(config: &Config) -> Identity {
-        if config.flags & config::DUAL_STACK == 0 {
-            ids::WORLD
-        } else {
-            ids::WORLD_IPV4
-        }
+        if config.flags & config::DUAL_STACK == 0 { ids::WORLD } else { ids::WORLD_IPV4 }
     }
 
     #[inline(always)]
@@ -132,27 +113,22 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn on_link<P: Packet, T: Tables<Self>>(
-        _: &mut P,
-        _: &T,
-        _: &mut Facts<Self>,
-        _: usize,
-    ) -> Option<Outcome> {
-        None
+    fn on_link(_: &Facts<Self>) -> bool {
+        false
     }
 
     #[inline(always)]
     fn parse<P: Packet, T: FragTable<Self> + Node>(
         packet: &mut P,
-        tables: &mut T,
+        tables: &T,
         facts: &mut Facts<Self>,
-    ) -> Result<Parsed<Self>, DropReason> {
+    ) -> Result<Parsed, DropReason> {
         parse::ipv4(packet, tables, facts)
     }
 
     #[inline(always)]
-    fn parse_quoted<P: Packet>(packet: &P, offset: usize) -> Option<Tuple<Self>> {
-        parse::quoted4(packet, offset)
+    fn quoted_key<P: Packet>(packet: &P, offset: usize, key: &mut CtKey4) -> Option<bool> {
+        parse::quoted4(packet, offset, key)
     }
 
     #[inline(always)]
@@ -170,51 +146,31 @@ impl Family for V6 {
     const ICMP: u8 = crate::wire::l4::ICMP6;
 
     #[inline(always)]
-    fn widen(address: &Addr6) -> Addr6 {
-        *address
+    fn widen(address: &Addr6, bytes: &mut Addr6) {
+        *bytes = *address;
     }
 
     #[inline(always)]
-    fn ct_key(tuple: &Tuple<Self>) -> (CtKey6, bool) {
-        let source_is_lo = sorted(tuple);
-        let t = tuple;
-        let (lo, hi, lo_port, hi_port) = if source_is_lo {
-            (t.source, t.destination, t.sport, t.dport)
+    fn ct_key(key: &mut CtKey6, ends: &Ends<'_, Self>) -> bool {
+        let first_is_lo = sorted6(ends);
+        if first_is_lo {
+            (key.lo, key.hi, key.lo_port, key.hi_port) = (*ends.source, *ends.destination, ends.sport, ends.dport);
         } else {
-            (t.destination, t.source, t.dport, t.sport)
-        };
-        let protocol = t.protocol;
-        (
-            CtKey6 {
-                lo,
-                hi,
-                lo_port,
-                hi_port,
-                protocol,
-                pad: [0; 3],
-            },
-            source_is_lo,
-        )
+            (key.lo, key.hi, key.lo_port, key.hi_port) = (*ends.destination, *ends.source, ends.dport, ends.sport);
+        }
+        key.protocol = ends.protocol;
+        key.pad = [0; 3];
+        first_is_lo
     }
 
     #[inline(always)]
     fn frag_key(tuple: &Tuple<Self>, id: [u8; 4]) -> FragKey6 {
-        FragKey6 {
-            source: tuple.source,
-            destination: tuple.destination,
-            id,
-            protocol: tuple.protocol,
-            pad: [0; 3],
-        }
+        FragKey6 { source: tuple.source, destination: tuple.destination, id, protocol: tuple.protocol, pad: [0; 3] }
     }
 
     #[inline(always)]
     fn world(config: &Config) -> Identity {
-        if config.flags & config::DUAL_STACK == 0 {
-            ids::WORLD
-        } else {
-            ids::WORLD_IPV6
-        }
+        if config.flags & config::DUAL_STACK == 0 { ids::WORLD } else { ids::WORLD_IPV6 }
     }
 
     #[inline(always)]
@@ -223,27 +179,22 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn on_link<P: Packet, T: Tables<Self>>(
-        packet: &mut P,
-        tables: &T,
-        facts: &mut Facts<Self>,
-        l4: usize,
-    ) -> Option<Outcome> {
-        reply::neighbour_discovery(packet, tables, facts, l4)
+    fn on_link(facts: &Facts<Self>) -> bool {
+        reply::is_on_link(facts)
     }
 
     #[inline(always)]
     fn parse<P: Packet, T: FragTable<Self> + Node>(
         packet: &mut P,
-        tables: &mut T,
+        tables: &T,
         facts: &mut Facts<Self>,
-    ) -> Result<Parsed<Self>, DropReason> {
+    ) -> Result<Parsed, DropReason> {
         parse::ipv6(packet, tables, facts)
     }
 
     #[inline(always)]
-    fn parse_quoted<P: Packet>(packet: &P, offset: usize) -> Option<Tuple<Self>> {
-        parse::quoted6(packet, offset)
+    fn quoted_key<P: Packet>(packet: &P, offset: usize, key: &mut CtKey6) -> Option<bool> {
+        parse::quoted6(packet, offset, key)
     }
 
     #[inline(always)]
@@ -252,10 +203,17 @@ impl Family for V6 {
     }
 }
 
-/// Whether the sender is the `lo` end.
+/// Whether the first end is the `lo` end.
 #[inline(always)]
-fn sorted(tuple: &Tuple<V6>) -> bool {
-    let (a, b) = (tuple.source.words(), tuple.destination.words());
+fn sorted4(ends: &Ends<'_, V4>) -> bool {
+    let (a, b) = (ends.source.word(), ends.destination.word());
+    if a == b { ends.sport.get() <= ends.dport.get() } else { a < b }
+}
+
+/// Whether the first end is the `lo` end.
+#[inline(always)]
+fn sorted6(ends: &Ends<'_, V6>) -> bool {
+    let (a, b) = (ends.source.words(), ends.destination.words());
     if a[0] != b[0] {
         return a[0] < b[0];
     }
@@ -268,5 +226,5 @@ fn sorted(tuple: &Tuple<V6>) -> bool {
     if a[3] != b[3] {
         return a[3] < b[3];
     }
-    tuple.sport.get() <= tuple.dport.get()
+    ends.sport.get() <= ends.dport.get()
 }

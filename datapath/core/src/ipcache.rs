@@ -1,39 +1,51 @@
 //! Whose address is it?
 
-use datapath_abi::{Addr6, Identity, IpEntry, IpFlags, Mac};
+use core::ops::Deref;
+
+use datapath_abi::{Identity, IpEntry};
 
 use crate::family::Family;
 use crate::tables::{IpTable, Node};
 
-/// An address that nobody in the cluster owns.
-#[inline(always)]
-const fn nobody(identity: Identity) -> IpEntry {
-    IpEntry {
-        identity,
-        ifindex: 0,
-        policy_revision: 0,
-        node: Addr6([0; 16]),
-        endpoint: 0,
-        flags: IpFlags(0),
-        mac: Mac([0; 6]),
-        pad: [0; 2],
+/// The owner of an address: an entry of the tables, or the world.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner<E> {
+    entry: Option<E>,
+    world: Identity,
+}
+
+impl<E: Deref<Target = IpEntry>> Owner<E> {
+    /// Its entry; the world has none.
+    #[inline(always)]
+    pub fn entry(&self) -> Option<&IpEntry> {
+        self.entry.as_deref()
+    }
+
+    /// Its identity.
+    #[inline(always)]
+    pub fn identity(&self) -> Identity {
+        match &self.entry {
+            Some(entry) => entry.identity,
+            None => self.world,
+        }
+    }
+
+    /// Whether any bit of `mask` is set in its flags.
+    #[inline(always)]
+    pub fn has_any(&self, mask: u16) -> bool {
+        match &self.entry {
+            Some(entry) => entry.flags.0 & mask != 0,
+            None => false,
+        }
     }
 }
 
 /// Owner of an address: exact, else longest prefix, else the world.
 #[inline(always)]
-pub fn resolve<F: Family, T: IpTable<F> + Node>(tables: &T, address: &F::Addr) -> IpEntry {
-    if let Some(entry) = tables.owner(address) {
-        return entry;
-    }
-    beyond(tables, address)
-}
-
-/// Owner of an address that no exact entry knows.
-#[inline(always)]
-pub fn beyond<F: Family, T: IpTable<F> + Node>(tables: &T, address: &F::Addr) -> IpEntry {
-    match tables.prefix_owner(address) {
-        Some(entry) => entry,
-        None => nobody(F::world(tables.config())),
-    }
+pub fn resolve<'a, F: Family, T: IpTable<F> + Node>(tables: &'a T, address: &F::Addr) -> Owner<T::Entry<'a>> {
+    let entry = match tables.owner(address) {
+        Some(entry) => Some(entry),
+        None => tables.prefix_owner(address),
+    };
+    Owner { entry, world: F::world(tables.config()) }
 }

@@ -1,15 +1,15 @@
 //! From bytes to addresses and ports. Every length is checked against the header that states it and against the frame.
 
-use datapath_abi::{Be16, DropReason, FragEntry};
+use datapath_abi::{Addr6, Be16, CtKey4, CtKey6, DropReason, FragEntry};
 
 use crate::facts::Facts;
-use crate::family::{Family, V4, V6};
+use crate::family::{Ends, Family, V4, V6};
 use crate::packet::Packet;
 use crate::tables::{FragTable, Node};
 use crate::wire::ethernet;
 use crate::wire::icmp::{self, Icmp};
 use crate::wire::ipv4::{self, Ipv4};
-use crate::wire::ipv6::{self, Extension, Ipv6};
+use crate::wire::ipv6::{self, Extension, Ipv6Start};
 use crate::wire::l4::{self, Ports};
 
 /// Bytes that must be readable for every header that is looked at, but for quoted datagrams.
@@ -52,15 +52,13 @@ pub enum Class {
 
 /// What the headers say.
 #[derive(Clone, Copy, Debug)]
-pub struct Parsed<F: Family> {
+pub struct Parsed {
     /// Offset of the L4 header in the frame.
     pub l4: usize,
     /// How it is tracked.
     pub class: Class,
     /// What policy knows as the port: destination port, or ICMP type.
     pub port: Be16,
-    /// The flow that an ICMP error belongs to, seen in the direction of the error.
-    pub related: Option<Tuple<F>>,
     /// ICMP fragmentation needed, or ICMPv6 packet too big.
     pub path_mtu: bool,
 }
@@ -71,14 +69,9 @@ struct Fragment {
 }
 
 #[inline(always)]
-pub(crate) fn addresses4<P: Packet>(
-    packet: &mut P,
-    facts: &mut Facts<V4>,
-) -> Result<(), DropReason> {
+pub(crate) fn addresses4<P: Packet>(packet: &mut P, facts: &mut Facts<V4>) -> Result<(), DropReason> {
     packet.pull(HEADERS);
-    let header: Ipv4 = packet
-        .load(ethernet::LEN)
-        .ok_or(DropReason::InvalidPacket)?;
+    let header: Ipv4 = packet.load(ethernet::LEN).ok_or(DropReason::InvalidPacket)?;
     facts.tuple.source = header.source;
     facts.tuple.destination = header.destination;
     facts.tuple.protocol = header.protocol;
@@ -86,16 +79,11 @@ pub(crate) fn addresses4<P: Packet>(
 }
 
 #[inline(always)]
-pub(crate) fn addresses6<P: Packet>(
-    packet: &mut P,
-    facts: &mut Facts<V6>,
-) -> Result<(), DropReason> {
+pub(crate) fn addresses6<P: Packet>(packet: &mut P, facts: &mut Facts<V6>) -> Result<(), DropReason> {
     packet.pull(HEADERS);
-    let header: Ipv6 = packet
-        .load(ethernet::LEN)
-        .ok_or(DropReason::InvalidPacket)?;
-    facts.tuple.source = header.source;
-    facts.tuple.destination = header.destination;
+    let header: Ipv6Start = packet.load(ethernet::LEN).ok_or(DropReason::InvalidPacket)?;
+    facts.tuple.source = packet.load(ethernet::LEN + ipv6::SOURCE).ok_or(DropReason::InvalidPacket)?;
+    facts.tuple.destination = packet.load(ethernet::LEN + ipv6::DESTINATION).ok_or(DropReason::InvalidPacket)?;
     facts.tuple.protocol = header.next_header;
     Ok(())
 }
@@ -103,13 +91,11 @@ pub(crate) fn addresses6<P: Packet>(
 #[inline(always)]
 pub(crate) fn ipv4<P: Packet, T: FragTable<V4> + Node>(
     packet: &mut P,
-    tables: &mut T,
+    tables: &T,
     facts: &mut Facts<V4>,
-) -> Result<Parsed<V4>, DropReason> {
+) -> Result<Parsed, DropReason> {
     packet.pull(HEADERS);
-    let header: Ipv4 = packet
-        .load(ethernet::LEN)
-        .ok_or(DropReason::InvalidPacket)?;
+    let header: Ipv4 = packet.load(ethernet::LEN).ok_or(DropReason::InvalidPacket)?;
     let header_len = usize::from(header.version_ihl & 0xf) * 4;
     let total_len = u32::from(header.total_len.get());
     facts.tuple.source = header.source;
@@ -129,26 +115,19 @@ pub(crate) fn ipv4<P: Packet, T: FragTable<V4> + Node>(
     if fragment == 0 {
         return upper(packet, facts, l4, payload);
     }
-    let id = header.id.0;
-    let part = Fragment {
-        id: [0, 0, id[0], id[1]],
-        first: fragment & ipv4::OFFSET_MASK == 0,
-    };
+    let id = header.id.octets();
+    let part = Fragment { id: [0, 0, id[0], id[1]], first: fragment & ipv4::OFFSET_MASK == 0 };
     fragmented(packet, tables, facts, l4, payload, &part)
 }
 
 #[inline(always)]
 pub(crate) fn ipv6<P: Packet, T: FragTable<V6> + Node>(
     packet: &mut P,
-    tables: &mut T,
+    tables: &T,
     facts: &mut Facts<V6>,
-) -> Result<Parsed<V6>, DropReason> {
-    packet.pull(HEADERS);
-    let header: Ipv6 = packet
-        .load(ethernet::LEN)
-        .ok_or(DropReason::InvalidPacket)?;
-    facts.tuple.source = header.source;
-    facts.tuple.destination = header.destination;
+) -> Result<Parsed, DropReason> {
+    addresses6(packet, facts)?;
+    let header: Ipv6Start = packet.load(ethernet::LEN).ok_or(DropReason::InvalidPacket)?;
     if header.version_class_flow[0] >> 4 != 6 {
         return Err(DropReason::InvalidPacket);
     }
@@ -172,10 +151,7 @@ pub(crate) fn ipv6<P: Packet, T: FragTable<V6> + Node>(
             let offset = extension.fragment.get();
             // An atomic fragment (RFC 6946) is a whole datagram.
             if offset & 0xfff9 != 0 {
-                part = Some(Fragment {
-                    id: extension.id,
-                    first: offset & 0xfff8 == 0,
-                });
+                part = Some(Fragment { id: extension.id, first: offset & 0xfff8 == 0 });
             }
             l4 += 8;
         } else {
@@ -204,12 +180,12 @@ pub(crate) fn ipv6<P: Packet, T: FragTable<V6> + Node>(
 #[inline(always)]
 fn fragmented<F: Family, P: Packet, T: FragTable<F> + Node>(
     packet: &mut P,
-    tables: &mut T,
+    tables: &T,
     facts: &mut Facts<F>,
     l4: usize,
     payload: u32,
     part: &Fragment,
-) -> Result<Parsed<F>, DropReason> {
+) -> Result<Parsed, DropReason> {
     let key = F::frag_key(&facts.tuple, part.id);
     let now = tables.now();
     if part.first {
@@ -218,7 +194,7 @@ fn fragmented<F: Family, P: Packet, T: FragTable<F> + Node>(
             expires: now + u64::from(tables.config().fragment),
             sport: facts.tuple.sport,
             dport: facts.tuple.dport,
-            icmp_type: parsed.port.0[1],
+            icmp_type: parsed.port.octets()[1],
             pad: [0; 3],
         };
         tables.remember_fragment(&key, &entry);
@@ -231,20 +207,10 @@ fn fragmented<F: Family, P: Packet, T: FragTable<F> + Node>(
     facts.tuple.sport = entry.sport;
     facts.tuple.dport = entry.dport;
     let icmp = facts.tuple.protocol == F::ICMP;
-    let port = if icmp {
-        Be16([0, entry.icmp_type])
-    } else {
-        entry.dport
-    };
+    let port = if icmp { Be16::new(u16::from(entry.icmp_type)) } else { entry.dport };
     facts.port = port;
     // Without flags of its own a later TCP fragment moves no state.
-    Ok(Parsed {
-        l4,
-        class: Class::Datagram,
-        port,
-        related: None,
-        path_mtu: false,
-    })
+    Ok(Parsed { l4, class: Class::Datagram, port, path_mtu: false })
 }
 
 /// The L4 header at `l4`, of a payload of `payload` bytes.
@@ -254,7 +220,7 @@ fn upper<F: Family, P: Packet>(
     facts: &mut Facts<F>,
     l4: usize,
     payload: u32,
-) -> Result<Parsed<F>, DropReason> {
+) -> Result<Parsed, DropReason> {
     let protocol = facts.tuple.protocol;
     if protocol == F::ICMP {
         return control(packet, facts, l4, payload);
@@ -273,17 +239,9 @@ fn upper<F: Family, P: Packet>(
     facts.tuple.dport = ports.destination;
     facts.port = ports.destination;
     if class == Class::Tcp {
-        facts.tcp_flags = packet
-            .load(l4 + l4::TCP_FLAGS)
-            .ok_or(DropReason::CtInvalidHeader)?;
+        facts.tcp_flags = packet.load(l4 + l4::TCP_FLAGS).ok_or(DropReason::CtInvalidHeader)?;
     }
-    Ok(Parsed {
-        l4,
-        class,
-        port: ports.destination,
-        related: None,
-        path_mtu: false,
-    })
+    Ok(Parsed { l4, class, port: ports.destination, path_mtu: false })
 }
 
 /// ICMP and ICMPv6.
@@ -293,20 +251,14 @@ fn control<F: Family, P: Packet>(
     facts: &mut Facts<F>,
     l4: usize,
     payload: u32,
-) -> Result<Parsed<F>, DropReason> {
+) -> Result<Parsed, DropReason> {
     if payload < length(icmp::LEN) {
         return Err(DropReason::CtInvalidHeader);
     }
     let header: Icmp = packet.load(l4).ok_or(DropReason::CtInvalidHeader)?;
-    let port = Be16([0, header.kind]);
+    let port = Be16::new(u16::from(header.kind));
     facts.port = port;
-    let mut parsed = Parsed {
-        l4,
-        class: Class::Single,
-        port,
-        related: None,
-        path_mtu: false,
-    };
+    let mut parsed = Parsed { l4, class: Class::Single, port, path_mtu: false };
     if is_error::<F>(header.kind) {
         parsed.class = Class::Error;
         parsed.path_mtu = if F::IS_V6 {
@@ -314,9 +266,6 @@ fn control<F: Family, P: Packet>(
         } else {
             header.kind == icmp::UNREACHABLE && header.code == icmp::FRAGMENTATION_NEEDED
         };
-        let quoted = l4 + icmp::LEN;
-        packet.pull(length(quoted) + QUOTED);
-        parsed.related = F::parse_quoted(packet, quoted).map(reversed);
     } else if let Some((sport, dport)) = echo::<F>(&header) {
         parsed.class = Class::Datagram;
         facts.tuple.sport = sport;
@@ -328,11 +277,7 @@ fn control<F: Family, P: Packet>(
 /// Ports of an echo request or reply.
 #[inline(always)]
 fn echo<F: Family>(header: &Icmp) -> Option<(Be16, Be16)> {
-    let (request, reply) = if F::IS_V6 {
-        (icmp::ECHO6, icmp::ECHO_REPLY6)
-    } else {
-        (icmp::ECHO, icmp::ECHO_REPLY)
-    };
+    let (request, reply) = if F::IS_V6 { (icmp::ECHO6, icmp::ECHO_REPLY6) } else { (icmp::ECHO, icmp::ECHO_REPLY) };
     if header.kind == request {
         Some((header.id, Be16::ZERO))
     } else if header.kind == reply {
@@ -347,66 +292,45 @@ fn is_error<F: Family>(kind: u8) -> bool {
     if F::IS_V6 {
         kind != 0 && kind <= icmp::LAST_ERROR6
     } else {
-        matches!(
-            kind,
-            icmp::UNREACHABLE | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM
-        )
+        matches!(kind, icmp::UNREACHABLE | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM)
     }
 }
 
+/// Key of the flow that an ICMP error quotes, seen in the direction of the error.
 #[inline(always)]
-fn reversed<F: Family>(tuple: Tuple<F>) -> Tuple<F> {
-    Tuple {
-        source: tuple.destination,
-        destination: tuple.source,
-        sport: tuple.dport,
-        dport: tuple.sport,
-        protocol: tuple.protocol,
-    }
+pub(crate) fn quoted<F: Family, P: Packet>(packet: &mut P, parsed: &Parsed, key: &mut F::CtKey) -> Option<bool> {
+    let offset = parsed.l4 + icmp::LEN;
+    packet.pull(length(offset) + QUOTED);
+    F::quoted_key(packet, offset, key)
 }
 
 #[inline(always)]
-pub(crate) fn quoted4<P: Packet>(packet: &P, offset: usize) -> Option<Tuple<V4>> {
+pub(crate) fn quoted4<P: Packet>(packet: &P, offset: usize, key: &mut CtKey4) -> Option<bool> {
     let header: Ipv4 = packet.load(offset)?;
     let header_len = usize::from(header.version_ihl & 0xf) * 4;
-    if header.version_ihl >> 4 != 4
-        || header_len < ipv4::LEN
-        || header.fragment.get() & ipv4::OFFSET_MASK != 0
-    {
+    if header.version_ihl >> 4 != 4 || header_len < ipv4::LEN || header.fragment.get() & ipv4::OFFSET_MASK != 0 {
         return None;
     }
     let (sport, dport) = quoted_ports::<V4, P>(packet, header.protocol, offset + header_len)?;
-    Some(Tuple {
-        source: header.source,
-        destination: header.destination,
-        sport,
-        dport,
-        protocol: header.protocol,
-    })
+    let (source, destination) = (&header.destination, &header.source);
+    Some(V4::ct_key(key, &Ends { source, destination, sport: dport, dport: sport, protocol: header.protocol }))
 }
 
 #[inline(always)]
-pub(crate) fn quoted6<P: Packet>(packet: &P, offset: usize) -> Option<Tuple<V6>> {
-    let header: Ipv6 = packet.load(offset)?;
+pub(crate) fn quoted6<P: Packet>(packet: &P, offset: usize, key: &mut CtKey6) -> Option<bool> {
+    let header: Ipv6Start = packet.load(offset)?;
     if header.version_class_flow[0] >> 4 != 6 {
         return None;
     }
-    let (sport, dport) = quoted_ports::<V6, P>(packet, header.next_header, offset + ipv6::LEN)?;
-    Some(Tuple {
-        source: header.source,
-        destination: header.destination,
-        sport,
-        dport,
-        protocol: header.next_header,
-    })
+    let protocol = header.next_header;
+    let (sport, dport) = quoted_ports::<V6, P>(packet, protocol, offset + ipv6::LEN)?;
+    let source: &Addr6 = &packet.load(offset + ipv6::DESTINATION)?;
+    let destination: &Addr6 = &packet.load(offset + ipv6::SOURCE)?;
+    Some(V6::ct_key(key, &Ends { source, destination, sport: dport, dport: sport, protocol }))
 }
 
 #[inline(always)]
-fn quoted_ports<F: Family, P: Packet>(
-    packet: &P,
-    protocol: u8,
-    offset: usize,
-) -> Option<(Be16, Be16)> {
+fn quoted_ports<F: Family, P: Packet>(packet: &P, protocol: u8, offset: usize) -> Option<(Be16, Be16)> {
     if protocol == F::ICMP {
         return echo::<F>(&packet.load(offset)?);
     }
@@ -421,10 +345,7 @@ fn quoted_ports<F: Family, P: Packet>(
 
 /// A small length as the number that frames are measured in.
 #[inline(always)]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "offsets of headers are far below 2^32"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "offsets of headers are far below 2^32")]
 const fn length(bytes: usize) -> u32 {
     bytes as u32
 }

@@ -55,19 +55,11 @@ pub fn decide<T: PolicyTable>(tables: &T, question: &Question) -> Answer {
         (Some(exact), Some(any)) => {
             let any_wins = any.precedence > exact.precedence
                 || (any.precedence == exact.precedence && any.l4_prefix > exact.l4_prefix);
-            if any_wins {
-                answer(&any, false)
-            } else {
-                answer(&exact, true)
-            }
+            if any_wins { answer(&any, false) } else { answer(&exact, true) }
         }
         (Some(exact), None) => answer(&exact, true),
         (None, Some(any)) => answer(&any, false),
-        (None, None) => Answer {
-            drop: Some(DropReason::PolicyNoMatch),
-            rule: 0,
-            matched: MatchType::None,
-        },
+        (None, None) => Answer { drop: Some(DropReason::PolicyNoMatch), rule: 0, matched: MatchType::None },
     }
 }
 
@@ -81,14 +73,6 @@ fn answer(entry: &PolicyEntry, exact: bool) -> Answer {
         (false, 8) => MatchType::ProtocolOnly,
         (false, _) => MatchType::L4Only,
     };
-    let drop = if entry.flags.has(PolicyFlags::DENY) {
-        Some(DropReason::PolicyDeny)
-    } else {
-        None
-    };
-    Answer {
-        drop,
-        rule: entry.rule,
-        matched,
-    }
+    let drop = if entry.flags.has(PolicyFlags::DENY) { Some(DropReason::PolicyDeny) } else { None };
+    Answer { drop, rule: entry.rule, matched }
 }

@@ -1,16 +1,23 @@
 //! What decisions read and write, one narrow trait per table. Implemented by the object's maps and by the simulator's.
 
-use datapath_abi::{Config, CtEntry, Direction, Event, FragEntry, IpEntry, PolicyEntry, PolicyKey};
+use core::ops::{Deref, DerefMut};
 
+use datapath_abi::{Config, CtEntry, Direction, EventKind, FragEntry, IpEntry, PolicyEntry, PolicyKey};
+
+use crate::facts::Facts;
 use crate::family::Family;
 use crate::packet::TunnelKey;
 
 /// Owners of addresses: `ipcache4`/`ipcache6`, `cidr4`/`cidr6`.
 pub trait IpTable<F: Family> {
+    /// An entry, in place or as a copy.
+    type Entry<'a>: Deref<Target = IpEntry>
+    where
+        Self: 'a;
     /// Owner of exactly this address.
-    fn owner(&self, address: &F::Addr) -> Option<IpEntry>;
+    fn owner(&self, address: &F::Addr) -> Option<Self::Entry<'_>>;
     /// Owner of the longest prefix that contains this address.
-    fn prefix_owner(&self, address: &F::Addr) -> Option<IpEntry>;
+    fn prefix_owner(&self, address: &F::Addr) -> Option<Self::Entry<'_>>;
 }
 
 /// Addresses of nodes, for the outer header of tunnel traffic.
@@ -31,10 +38,14 @@ pub struct TableFull;
 
 /// Flows: `ct4`/`ct6`.
 pub trait CtTable<F: Family> {
-    /// Lets `f` read and change the flow in place, if it is known.
-    fn with_flow<R>(&mut self, key: &F::CtKey, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R>;
+    /// A known flow, to read and change in place.
+    type Flow<'a>: DerefMut<Target = CtEntry>
+    where
+        Self: 'a;
+    /// The flow, if it is known.
+    fn flow(&self, key: &F::CtKey) -> Option<Self::Flow<'_>>;
     /// Adds or replaces a flow.
-    fn remember_flow(&mut self, key: &F::CtKey, entry: &CtEntry) -> Result<(), TableFull>;
+    fn remember_flow(&self, key: &F::CtKey, entry: &CtEntry) -> Result<(), TableFull>;
 }
 
 /// Ports of fragmented datagrams: `frag4`/`frag6`.
@@ -42,7 +53,7 @@ pub trait FragTable<F: Family> {
     /// Ports of the first fragment.
     fn fragment(&self, key: &F::FragKey) -> Option<FragEntry>;
     /// Remembers the ports of a first fragment. Without room the later fragments are dropped, with their own reason.
-    fn remember_fragment(&mut self, key: &F::FragKey, entry: &FragEntry);
+    fn remember_fragment(&self, key: &F::FragKey, entry: &FragEntry);
 }
 
 /// Settings, clock, counters and events.
@@ -52,17 +63,12 @@ pub trait Node {
     /// Now, in ticks of `jiffies64`.
     fn now(&self) -> u64;
     /// Counts a packet of `bytes` bytes under a reason (0: forwarded).
-    fn count(&mut self, direction: Direction, reason: u8, bytes: u32);
-    /// Reports an event; lost (and counted by the reader) when the ring buffer has no room.
-    fn emit(&mut self, event: &Event);
+    fn count(&self, direction: Direction, reason: u8, bytes: u32);
+    /// Writes [`Facts::write_event`]'s event to the ring buffer; false when it has no room.
+    #[must_use]
+    fn emit<F: Family>(&self, facts: &Facts<F>, kind: EventKind, code: u8, verdict: i32) -> bool;
 }
 
 /// Everything a pipeline of one family needs.
-pub trait Tables<F: Family>:
-    IpTable<F> + NodeTable + PolicyTable + CtTable<F> + FragTable<F> + Node
-{
-}
-impl<F: Family, T: IpTable<F> + NodeTable + PolicyTable + CtTable<F> + FragTable<F> + Node>
-    Tables<F> for T
-{
-}
+pub trait Tables<F: Family>: IpTable<F> + NodeTable + PolicyTable + CtTable<F> + FragTable<F> + Node {}
+impl<F: Family, T: IpTable<F> + NodeTable + PolicyTable + CtTable<F> + FragTable<F> + Node> Tables<F> for T {}

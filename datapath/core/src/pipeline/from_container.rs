@@ -5,112 +5,107 @@
 //!
 //! Look-ups of an established flow: owner of the source, owner of the destination, flow, counter.
 
-use datapath_abi::{DropReason, IpEntry, IpFlags, TracePoint, config};
+use datapath_abi::metrics::FORWARDED;
+use datapath_abi::{CallSlot, Config, Direction, DropReason, Identity, IpEntry, IpFlags, TracePoint, config};
 
-use super::{Outcome, deliver, has_tunnel, police, side, trace};
+use super::{Outcome, deliver, enter, has_tunnel, police, side, trace};
 use crate::conntrack::Side;
 use crate::facts::Facts;
-use crate::family::Family;
+use crate::family::{Family, V4};
 use crate::ipcache;
 use crate::packet::Packet;
 use crate::tables::Tables;
 use crate::verdict::Verdict;
+use crate::wire::ethernet;
 use crate::wire::l4;
+
+/// The entry program: IPv4 here, the rest by continuation.
+#[inline(always)]
+pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut Facts<V4>) -> Outcome {
+    let ethertype = enter(packet, tables)?;
+    if ethertype == ethernet::IPV4 {
+        run(packet, tables, facts)
+    } else if ethertype == ethernet::IPV6 {
+        Ok(Verdict::Call(CallSlot::FromContainer6))
+    } else if ethertype == ethernet::ARP {
+        Ok(Verdict::Call(CallSlot::Arp))
+    } else {
+        Err(DropReason::UnknownL3)
+    }
+}
 
 /// The whole path for one family.
 #[inline(always)]
-pub fn run<F: Family, P: Packet, T: Tables<F>>(
-    packet: &mut P,
-    tables: &mut T,
-    facts: &mut Facts<F>,
-) -> Outcome {
+pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts: &mut Facts<F>) -> Outcome {
     let parsed = F::parse(packet, tables, facts)?;
-    if let Some(outcome) = F::on_link(packet, tables, facts, parsed.l4) {
-        return outcome;
+    if F::on_link(facts) {
+        return Ok(Verdict::Call(CallSlot::Neighbour));
     }
-    let source = tables
-        .owner(&facts.tuple.source)
-        .ok_or(DropReason::InvalidSourceIp)?;
+    let source = tables.owner(&facts.tuple.source).ok_or(DropReason::InvalidSourceIp)?;
     if source.ifindex != facts.ifindex {
         return Err(DropReason::InvalidSourceIp);
     }
     facts.endpoint = source.endpoint;
     facts.source_identity = source.identity;
-    let destination = ipcache::resolve(tables, &facts.tuple.destination);
-    facts.destination_identity = destination.identity;
-    prohibit_tunnels(tables, facts, &destination)?;
-    let sender = side(&source, destination.identity);
-    let receiver = side(&destination, source.identity);
-    let report = police(tables, facts, &parsed, &sender, &receiver)?;
-    facts.direction = datapath_abi::Direction::Egress;
-    forward(
-        packet,
-        tables,
-        facts,
-        &source,
-        &destination,
-        &receiver,
-        report,
-    )
+    let source_identity = source.identity;
+    let owner = ipcache::resolve(tables, &facts.tuple.destination);
+    facts.destination_identity = owner.identity();
+    if owner.has_any(IpFlags::NODE | IpFlags::LOCAL_HOST) {
+        prohibit_tunnels(tables.config(), facts)?;
+    }
+    let sender = side(&source, facts.destination_identity);
+    let receiver = match owner.entry() {
+        Some(entry) => side(entry, source_identity),
+        None => Side::default(),
+    };
+    let report = police(packet, tables, facts, &parsed, &sender, &receiver)?;
+    facts.direction = Direction::Egress;
+    let (verdict, point) = match owner.entry() {
+        Some(entry) => forward(packet, tables, facts, source_identity, entry)?,
+        None => (Verdict::Pass, TracePoint::ToStack),
+    };
+    if report {
+        trace(tables, facts, point);
+    }
+    Ok(verdict)
 }
 
 /// A pod that could send tunnel packets to nodes could claim any identity.
 #[inline(always)]
-fn prohibit_tunnels<F: Family, T: Tables<F>>(
-    tables: &T,
-    facts: &Facts<F>,
-    destination: &IpEntry,
-) -> Result<(), DropReason> {
-    if facts.tuple.protocol != l4::UDP
-        || destination.flags.0 & (IpFlags::NODE | IpFlags::LOCAL_HOST) == 0
-    {
-        return Ok(());
-    }
-    let config = tables.config();
-    if facts.tuple.dport == config.vxlan_port || facts.tuple.dport == config.geneve_port {
+fn prohibit_tunnels<F: Family>(config: &Config, facts: &Facts<F>) -> Result<(), DropReason> {
+    let port = facts.tuple.dport;
+    if facts.tuple.protocol == l4::UDP && (port == config.vxlan_port || port == config.geneve_port) {
         return Err(DropReason::EncapProhibited);
     }
     Ok(())
 }
 
+/// Towards an address that the cluster knows.
 #[inline(always)]
 fn forward<F: Family, P: Packet, T: Tables<F>>(
     packet: &mut P,
-    tables: &mut T,
-    facts: &mut Facts<F>,
-    source: &IpEntry,
-    destination: &IpEntry,
-    receiver: &Side,
-    report: bool,
-) -> Outcome {
-    let (outcome, point) = if receiver.endpoint != 0 {
-        let outcome = deliver::<F, P>(packet, tables.config(), destination);
-        if outcome.is_ok() {
-            tables.count(
-                datapath_abi::Direction::Ingress,
-                datapath_abi::metrics::FORWARDED,
-                facts.len,
-            );
-        }
-        (outcome, TracePoint::ToEndpoint)
-    } else if destination.flags.has(IpFlags::LOCAL_HOST) {
-        (Ok(Verdict::Pass), TracePoint::ToHost)
-    } else if tables.config().flags & config::TUNNEL == 0 {
-        (Ok(Verdict::Pass), TracePoint::ToStack)
-    } else if has_tunnel(destination) {
-        let verdict = Verdict::Tunnel {
-            identity: source.identity,
-            node: destination.node,
-            underlay6: destination.flags.has(IpFlags::UNDERLAY6),
-        };
-        (Ok(verdict), TracePoint::ToOverlay)
-    } else if destination.flags.has(IpFlags::POD) {
-        (Err(DropReason::NoTunnelEndpoint), TracePoint::ToOverlay)
-    } else {
-        (Ok(Verdict::Pass), TracePoint::ToStack)
-    };
-    if report && outcome.is_ok() {
-        trace(tables, facts, point);
+    tables: &T,
+    facts: &Facts<F>,
+    source_identity: Identity,
+    to: &IpEntry,
+) -> Result<(Verdict, TracePoint), DropReason> {
+    if to.endpoint != 0 {
+        let verdict = deliver::<F, P>(packet, tables.config(), to)?;
+        tables.count(Direction::Ingress, FORWARDED, facts.len);
+        return Ok((verdict, TracePoint::ToEndpoint));
     }
-    outcome
+    if to.flags.has(IpFlags::LOCAL_HOST) {
+        return Ok((Verdict::Pass, TracePoint::ToHost));
+    }
+    if tables.config().flags & config::TUNNEL == 0 {
+        return Ok((Verdict::Pass, TracePoint::ToStack));
+    }
+    if has_tunnel(to) {
+        let underlay6 = to.flags.has(IpFlags::UNDERLAY6);
+        return Ok((Verdict::Tunnel { identity: source_identity, node: to.node, underlay6 }, TracePoint::ToOverlay));
+    }
+    if to.flags.has(IpFlags::POD) {
+        return Err(DropReason::NoTunnelEndpoint);
+    }
+    Ok((Verdict::Pass, TracePoint::ToStack))
 }

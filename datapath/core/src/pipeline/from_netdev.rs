@@ -1,23 +1,33 @@
 //! Packets from the underlay. Those for pods of this node meet their ingress policy; the rest is the stack's.
 
-use datapath_abi::{DropReason, IpFlags, TracePoint, config};
+use datapath_abi::{CallSlot, DropReason, IpFlags, TracePoint, config};
 
-use super::{Outcome, deliver, police, side, trace};
+use super::{Outcome, deliver, enter, police, side, trace};
 use crate::conntrack::Side;
 use crate::facts::Facts;
-use crate::family::Family;
+use crate::family::{Family, V4};
 use crate::ipcache;
 use crate::packet::Packet;
 use crate::tables::Tables;
 use crate::verdict::Verdict;
+use crate::wire::ethernet;
+
+/// The entry program: IPv4 here, the rest by continuation.
+#[inline(always)]
+pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut Facts<V4>) -> Outcome {
+    let ethertype = enter(packet, tables)?;
+    if ethertype == ethernet::IPV4 {
+        run(packet, tables, facts)
+    } else if ethertype == ethernet::IPV6 {
+        Ok(Verdict::Call(CallSlot::FromNetdev6))
+    } else {
+        Ok(Verdict::Pass)
+    }
+}
 
 /// The whole path for one family.
 #[inline(always)]
-pub fn run<F: Family, P: Packet, T: Tables<F>>(
-    packet: &mut P,
-    tables: &mut T,
-    facts: &mut Facts<F>,
-) -> Outcome {
+pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts: &mut Facts<F>) -> Outcome {
     F::addresses(packet, facts)?;
     let destination = match tables.owner(&facts.tuple.destination) {
         Some(owner) if owner.endpoint != 0 => owner,
@@ -28,15 +38,15 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(
     facts.destination_identity = destination.identity;
     let source = ipcache::resolve(tables, &facts.tuple.source);
     // In tunnel mode a pod's packets come out of the tunnel, never bare.
-    if source.flags.has(IpFlags::POD) && tables.config().flags & config::TUNNEL != 0 {
+    if source.has_any(IpFlags::POD) && tables.config().flags & config::TUNNEL != 0 {
         return Err(DropReason::InvalidSourceIp);
     }
-    if source.flags.has(IpFlags::LOCAL_HOST) {
+    if source.has_any(IpFlags::LOCAL_HOST) {
         return Err(DropReason::InvalidSourceIp);
     }
-    facts.source_identity = source.identity;
-    let receiver = side(&destination, source.identity);
-    let report = police(tables, facts, &parsed, &Side::default(), &receiver)?;
+    facts.source_identity = source.identity();
+    let receiver = side(&destination, facts.source_identity);
+    let report = police(packet, tables, facts, &parsed, &Side::default(), &receiver)?;
     let outcome = deliver::<F, P>(packet, tables.config(), &destination);
     if report && outcome.is_ok() {
         trace(tables, facts, TracePoint::ToEndpoint);

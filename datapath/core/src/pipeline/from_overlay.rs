@@ -1,31 +1,39 @@
 //! Packets out of the tunnel device. The VNI is the sender's identity; the sender must be a node.
 
-use datapath_abi::{DropReason, IpFlags, TracePoint, config, ids};
+use datapath_abi::{CallSlot, DropReason, IpFlags, TracePoint, config, ids};
 
-use super::{Outcome, deliver, police, side, trace};
+use super::{Outcome, deliver, enter, police, side, trace};
 use crate::conntrack::Side;
 use crate::facts::Facts;
-use crate::family::Family;
+use crate::family::{Family, V4};
 use crate::packet::Packet;
 use crate::tables::Tables;
 use crate::verdict::Verdict;
+use crate::wire::ethernet;
+
+/// The entry program: IPv4 here, the rest by continuation.
+#[inline(always)]
+pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut Facts<V4>) -> Outcome {
+    let ethertype = enter(packet, tables)?;
+    if ethertype == ethernet::IPV4 {
+        run(packet, tables, facts)
+    } else if ethertype == ethernet::IPV6 {
+        Ok(Verdict::Call(CallSlot::FromOverlay6))
+    } else {
+        Err(DropReason::UnknownL3)
+    }
+}
 
 /// The whole path for one family.
 #[inline(always)]
-pub fn run<F: Family, P: Packet, T: Tables<F>>(
-    packet: &mut P,
-    tables: &mut T,
-    facts: &mut Facts<F>,
-) -> Outcome {
+pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts: &mut Facts<F>) -> Outcome {
     let key = packet.tunnel_key().ok_or(DropReason::NoTunnelKey)?;
     if !tables.is_node(&key) {
         return Err(DropReason::UnknownSender);
     }
     facts.source_identity = identity::<F, T>(tables, key.id)?;
     F::addresses(packet, facts)?;
-    let destination = tables
-        .owner(&facts.tuple.destination)
-        .ok_or(DropReason::Unroutable)?;
+    let destination = tables.owner(&facts.tuple.destination).ok_or(DropReason::Unroutable)?;
     facts.destination_identity = destination.identity;
     if destination.endpoint == 0 {
         if destination.flags.has(IpFlags::LOCAL_HOST) {
@@ -36,7 +44,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(
     let parsed = F::parse(packet, tables, facts)?;
     facts.endpoint = destination.endpoint;
     let receiver = side(&destination, facts.source_identity);
-    let report = police(tables, facts, &parsed, &Side::default(), &receiver)?;
+    let report = police(packet, tables, facts, &parsed, &Side::default(), &receiver)?;
     let outcome = deliver::<F, P>(packet, tables.config(), &destination);
     if report && outcome.is_ok() {
         trace(tables, facts, TracePoint::ToEndpoint);

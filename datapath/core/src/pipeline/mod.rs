@@ -8,13 +8,11 @@ pub mod to_container;
 pub mod to_netdev;
 
 use datapath_abi::events::{EventKind, FlowState};
-use datapath_abi::metrics::FORWARDED;
-use datapath_abi::{
-    Be16, CallSlot, Config, Direction, DropReason, Event, IpEntry, TracePoint, config,
-    policy as codes,
-};
+use datapath_abi::metrics::{EVENT_LOST, FORWARDED};
+use datapath_abi::{Be16, Config, Direction, DropReason, IpEntry, TracePoint, config, policy as codes};
 
-use crate::conntrack::{self, Side};
+use crate::conntrack::{self, Flow, Side};
+use crate::edit;
 use crate::facts::Facts;
 use crate::family::Family;
 use crate::packet::Packet;
@@ -22,8 +20,7 @@ use crate::parse::{Class, Parsed};
 use crate::policy::{self, Question};
 use crate::tables::{Node, Tables};
 use crate::verdict::Verdict;
-use crate::wire::ethernet::{self, Ethernet};
-use crate::{edit, verdict};
+use crate::wire::ethernet::Ethernet;
 
 /// What a stage says.
 pub type Outcome = Result<Verdict, DropReason>;
@@ -38,75 +35,60 @@ pub fn enter<P: Packet, T: Node>(packet: &mut P, tables: &T) -> Result<Be16, Dro
     Ok(header.ethertype)
 }
 
-/// What an entry program does with a frame, by EtherType: IPv4 itself, the rest by continuation.
+/// The one end of every packet, after its verdict was acted on: counts it, and reports a drop.
 #[inline(always)]
-pub fn dispatch(ethertype: Be16, ipv6: CallSlot) -> Result<Option<CallSlot>, DropReason> {
-    if ethertype == ethernet::IPV4 {
-        Ok(None)
-    } else if ethertype == ethernet::IPV6 {
-        Ok(Some(ipv6))
-    } else {
-        Err(DropReason::UnknownL3)
-    }
-}
-
-/// The one end of every packet: counts it, and reports a drop. Returns the verdict to act on.
-#[inline(always)]
-pub fn finish<F: Family, T: Node>(tables: &mut T, facts: &Facts<F>, outcome: Outcome) -> Outcome {
+pub fn finish<F: Family, T: Node, R>(
+    tables: &T,
+    facts: &Facts<F>,
+    outcome: Result<R, DropReason>,
+) -> Result<R, DropReason> {
     match outcome {
-        Ok(verdict::Verdict::Call(slot)) => Ok(Verdict::Call(slot)),
-        Ok(verdict) => {
+        Ok(code) => {
             tables.count(facts.direction, FORWARDED, facts.len);
-            Ok(verdict)
+            Ok(code)
         }
         Err(reason) => {
-            dropped(tables, facts, reason);
+            tables.count(facts.direction, reason as u8, facts.len);
+            report(tables, facts, EventKind::Drop, reason as u8, 0);
             Err(reason)
         }
     }
 }
 
-/// Counts and reports a drop.
+/// Reports an event; one that finds no room is counted.
 #[inline(always)]
-pub fn dropped<F: Family, T: Node>(tables: &mut T, facts: &Facts<F>, reason: DropReason) {
-    tables.count(facts.direction, reason as u8, facts.len);
-    tables.emit(&facts.drop_event(reason));
+fn report<F: Family, T: Node>(tables: &T, facts: &Facts<F>, kind: EventKind, code: u8, verdict: i32) {
+    if !tables.emit(facts, kind, code, verdict) {
+        tables.count(facts.direction, EVENT_LOST, facts.len);
+    }
 }
 
 /// Asks conntrack and, where needed, the policies of the asked sides. `Ok(true)`: worth a trace event.
 #[inline(always)]
-pub fn police<F: Family, T: Tables<F>>(
-    tables: &mut T,
+pub fn police<F: Family, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
     facts: &mut Facts<F>,
-    parsed: &Parsed<F>,
+    parsed: &Parsed,
     source: &Side,
     destination: &Side,
 ) -> Result<bool, DropReason> {
-    if let Some(related) = &parsed.related
-        && conntrack::related(tables, related, source, destination)
+    let tracked = matches!(parsed.class, Class::Tcp | Class::Datagram);
+    let mut track = conntrack::Track::NEW;
+    let mut flow = Flow::new();
+    if tracked {
+        flow.set(&facts.tuple);
+        track = conntrack::track(tables, &flow, parsed.class, facts.tcp_flags, source, destination);
+    } else if parsed.class == Class::Error
+        && flow.set_quoted(packet, parsed)
+        && conntrack::related(tables, &flow, source, destination)
     {
         facts.state = FlowState::Related;
         return Ok(false);
     }
+    // Without them path MTU discovery fails in ways nobody finds; they carry nothing but a size.
     if parsed.path_mtu {
         return Ok(false);
-    }
-    let tracked = matches!(parsed.class, Class::Tcp | Class::Datagram);
-    let mut track = conntrack::Track {
-        state: FlowState::New,
-        source_done: false,
-        destination_done: false,
-        report: true,
-    };
-    if tracked {
-        track = conntrack::track(
-            tables,
-            &facts.tuple,
-            parsed.class,
-            facts.tcp_flags,
-            source,
-            destination,
-        );
     }
     facts.state = track.state;
     let mut egress_rule = 0;
@@ -126,7 +108,7 @@ pub fn police<F: Family, T: Tables<F>>(
         if track.state == FlowState::New {
             let created = conntrack::create(
                 tables,
-                &facts.tuple,
+                &flow,
                 parsed.class,
                 facts.tcp_flags,
                 (source, egress_rule),
@@ -137,16 +119,9 @@ pub fn police<F: Family, T: Tables<F>>(
             }
         } else {
             let renewed = |side: &Side, done: bool| if done { Side::default() } else { *side };
-            let (source, destination) = (
-                renewed(source, track.source_done),
-                renewed(destination, track.destination_done),
-            );
-            conntrack::renew(
-                tables,
-                &facts.tuple,
-                (&source, egress_rule),
-                (&destination, ingress_rule),
-            );
+            let (source, destination) =
+                (renewed(source, track.source_done), renewed(destination, track.destination_done));
+            conntrack::renew(tables, &flow, (&source, egress_rule), (&destination, ingress_rule));
         }
     }
     Ok(track.report)
@@ -155,9 +130,9 @@ pub fn police<F: Family, T: Tables<F>>(
 /// Asks one side's policy; the rule that allowed it.
 #[inline(always)]
 fn ask<F: Family, T: Tables<F>>(
-    tables: &mut T,
+    tables: &T,
     facts: &mut Facts<F>,
-    parsed: &Parsed<F>,
+    parsed: &Parsed,
     side: &Side,
     direction: u8,
 ) -> Result<u32, DropReason> {
@@ -166,20 +141,18 @@ fn ask<F: Family, T: Tables<F>>(
         direction,
         identity: side.peer,
         protocol: facts.tuple.protocol,
-        port: parsed.port.0,
+        port: parsed.port.octets(),
     };
     let answer = policy::decide(tables, &question);
     facts.endpoint = side.endpoint;
     facts.rule = answer.rule;
-    let wanted =
-        tables.config().flags & config::VERDICT_EVENTS != 0 && facts.state == FlowState::New;
+    let wanted = tables.config().flags & config::VERDICT_EVENTS != 0 && facts.state == FlowState::New;
     if answer.drop.is_some() || wanted {
-        let mut event: Event = facts.event(EventKind::PolicyVerdict, answer.matched as u8);
-        event.verdict = match answer.drop {
+        let verdict = match answer.drop {
             Some(reason) => -i32::from(reason as u8),
             None => 0,
         };
-        tables.emit(&event);
+        report(tables, facts, EventKind::PolicyVerdict, answer.matched as u8, verdict);
     }
     match answer.drop {
         Some(reason) => Err(reason),
@@ -189,21 +162,16 @@ fn ask<F: Family, T: Tables<F>>(
 
 /// Reports where the packet goes, if tracing is on.
 #[inline(always)]
-pub fn trace<F: Family, T: Node>(tables: &mut T, facts: &Facts<F>, point: TracePoint) {
+pub fn trace<F: Family, T: Node>(tables: &T, facts: &Facts<F>, point: TracePoint) {
     if tables.config().flags & config::TRACE_EVENTS != 0 {
-        let event = facts.event(EventKind::Trace, point as u8);
-        tables.emit(&event);
+        report(tables, facts, EventKind::Trace, point as u8, 0);
     }
 }
 
 /// The side of a local endpoint; absent for any other address.
 #[inline(always)]
 pub fn side(owner: &IpEntry, peer: u32) -> Side {
-    Side {
-        endpoint: owner.endpoint,
-        revision: owner.policy_revision,
-        peer,
-    }
+    Side { endpoint: owner.endpoint, revision: owner.policy_revision, peer }
 }
 
 /// Hands the packet to a pod of this node.
@@ -211,13 +179,11 @@ pub fn side(owner: &IpEntry, peer: u32) -> Side {
 pub fn deliver<F: Family, P: Packet>(packet: &mut P, config: &Config, to: &IpEntry) -> Outcome {
     F::decrement_hops(packet)?;
     edit::set_addresses(packet, to.mac, config.host_mac)?;
-    Ok(Verdict::Deliver {
-        ifindex: to.ifindex,
-    })
+    Ok(Verdict::Deliver { ifindex: to.ifindex })
 }
 
 /// Whether the entry names a node to tunnel to.
 #[inline(always)]
 pub fn has_tunnel(entry: &IpEntry) -> bool {
-    entry.node.words() != [0; 4]
+    !entry.node.is_zero()
 }

@@ -2,16 +2,17 @@
 //!
 //! parse → source identity (mark, or owner of the source) → conntrack → ingress policy → on to the pod.
 
-use datapath_abi::{DropReason, IpFlags, TracePoint, ids};
+use datapath_abi::{CallSlot, DropReason, IpFlags, TracePoint, ids};
 
-use super::{Outcome, police, side, trace};
+use super::{Outcome, enter, police, side, trace};
 use crate::conntrack::Side;
 use crate::facts::Facts;
-use crate::family::Family;
+use crate::family::{Family, V4};
 use crate::ipcache;
 use crate::packet::Packet;
 use crate::tables::Tables;
 use crate::verdict::Verdict;
+use crate::wire::ethernet;
 use crate::wire::icmp;
 use crate::wire::l4;
 
@@ -22,20 +23,29 @@ const MARK_HOST: u32 = 0x0c00;
 /// The upper half of the mark is an identity, the low byte its upper bits.
 const MARK_IDENTITY: u32 = 0x0f00;
 
+/// The entry program: IPv4 here, the rest by continuation.
+#[inline(always)]
+pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut Facts<V4>) -> Outcome {
+    let ethertype = enter(packet, tables)?;
+    if ethertype == ethernet::IPV4 {
+        run(packet, tables, facts)
+    } else if ethertype == ethernet::IPV6 {
+        Ok(Verdict::Call(CallSlot::ToContainer6))
+    } else if ethertype == ethernet::ARP {
+        Ok(Verdict::Pass)
+    } else {
+        Err(DropReason::UnknownL3)
+    }
+}
+
 /// The whole path for one family.
 #[inline(always)]
-pub fn run<F: Family, P: Packet, T: Tables<F>>(
-    packet: &mut P,
-    tables: &mut T,
-    facts: &mut Facts<F>,
-) -> Outcome {
+pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts: &mut Facts<F>) -> Outcome {
     let parsed = F::parse(packet, tables, facts)?;
-    if F::IS_V6 && facts.tuple.protocol == l4::ICMP6 && is_neighbour(parsed.port.0[1]) {
+    if F::IS_V6 && facts.tuple.protocol == l4::ICMP6 && is_neighbour(parsed.port.octets()[1]) {
         return Ok(Verdict::Pass);
     }
-    let destination = tables
-        .owner(&facts.tuple.destination)
-        .ok_or(DropReason::Unroutable)?;
+    let destination = tables.owner(&facts.tuple.destination).ok_or(DropReason::Unroutable)?;
     if destination.endpoint == 0 || destination.ifindex != facts.ifindex {
         return Err(DropReason::Unroutable);
     }
@@ -43,7 +53,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(
     facts.destination_identity = destination.identity;
     facts.source_identity = source_identity(packet, tables, facts);
     let receiver = side(&destination, facts.source_identity);
-    let report = police(tables, facts, &parsed, &Side::default(), &receiver)?;
+    let report = police(packet, tables, facts, &parsed, &Side::default(), &receiver)?;
     if report {
         trace(tables, facts, TracePoint::ToEndpoint);
     }
@@ -56,11 +66,7 @@ const fn is_neighbour(kind: u8) -> bool {
 }
 
 #[inline(always)]
-fn source_identity<F: Family, P: Packet, T: Tables<F>>(
-    packet: &P,
-    tables: &T,
-    facts: &Facts<F>,
-) -> u32 {
+fn source_identity<F: Family, P: Packet, T: Tables<F>>(packet: &P, tables: &T, facts: &Facts<F>) -> u32 {
     let mark = packet.mark();
     if mark & MARK_MASK == MARK_HOST {
         return ids::HOST;
@@ -69,9 +75,5 @@ fn source_identity<F: Family, P: Packet, T: Tables<F>>(
         return (mark & 0xff) << 16 | mark >> 16;
     }
     let source = ipcache::resolve(tables, &facts.tuple.source);
-    if source.flags.has(IpFlags::LOCAL_HOST) {
-        ids::HOST
-    } else {
-        source.identity
-    }
+    if source.has_any(IpFlags::LOCAL_HOST) { ids::HOST } else { source.identity() }
 }

@@ -35,6 +35,25 @@ super::header! {
     }
 }
 
+/// Offset of the source.
+pub const SOURCE: usize = 8;
+/// Offset of the destination.
+pub const DESTINATION: usize = 24;
+
+super::header! {
+    /// The fixed header before its addresses.
+    pub struct Ipv6Start (8, align 4) {
+        /// Version, traffic class, flow label.
+        pub version_class_flow: [u8; 4],
+        /// Bytes behind the fixed header.
+        pub payload_len: Be16,
+        /// Type of what follows.
+        pub next_header: u8,
+        /// Hops left.
+        pub hop_limit: u8,
+    }
+}
+
 super::header! {
     /// First bytes of an extension header.
     pub struct Extension (8, align 2) {
@@ -52,11 +71,11 @@ super::header! {
 /// Whether the address is link-local unicast (fe80::/10).
 #[inline(always)]
 pub const fn is_link_local(address: &Addr6) -> bool {
-    address.0[0] == 0xfe && address.0[1] & 0xc0 == 0x80
+    u32::from_be(address.words()[0]) >> 22 == 0xfe80 >> 6
 }
 
 /// Whether the address is multicast (ff00::/8).
 #[inline(always)]
 pub const fn is_multicast(address: &Addr6) -> bool {
-    address.0[0] == 0xff
+    u32::from_be(address.words()[0]) >> 24 == 0xff
 }

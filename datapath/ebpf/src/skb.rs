@@ -1,0 +1,179 @@
+//! The packet of a tc hook.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX};
+use aya_ebpf::helpers::generated as helpers;
+use datapath_abi::{Addr6, DropReason, config};
+use datapath_core::tables::Node;
+use datapath_core::{Packet, TunnelKey, Verdict};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::maps;
+use crate::tables::Maps;
+
+/// `TC_ACT_OK`.
+const OK: i32 = 0;
+/// `TC_ACT_SHOT`.
+pub const SHOT: i32 = 2;
+
+/// The kernel's `struct bpf_tunnel_key`, as far as every kernel since 4.15 takes it.
+#[repr(C)]
+struct KernelTunnelKey {
+    id: u32,
+    /// An IPv4 address is one word in host order, an IPv6 address is in network order.
+    remote: [u32; 4],
+    tos: u8,
+    ttl: u8,
+    ext: u16,
+    label: u32,
+}
+
+const TUNNEL_KEY_SIZE: u32 = size_of::<KernelTunnelKey>() as u32;
+const _: () = assert!(TUNNEL_KEY_SIZE == 28);
+
+/// The packet of a tc hook.
+pub struct Skb {
+    skb: *mut __sk_buff,
+}
+
+impl Skb {
+    #[inline(always)]
+    pub fn new(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+
+    /// Start and end of what is directly readable.
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // SAFETY: the context outlives the program; the verifier turns the loads into packet pointers.
+        let data = unsafe { (*self.skb).data };
+        // SAFETY: as above.
+        let end = unsafe { (*self.skb).data_end };
+        (data as usize, end as usize)
+    }
+
+    /// Does what the verdict says; the program's code.
+    #[inline(always)]
+    pub fn act(&mut self, tables: &Maps, verdict: Verdict) -> Result<i32, DropReason> {
+        match verdict {
+            Verdict::Pass => Ok(OK),
+            Verdict::Deliver { ifindex } => {
+                let code = if tables.config().flags & config::REDIRECT_PEER == 0 {
+                    // SAFETY: a helper without pointers.
+                    unsafe { helpers::bpf_redirect(ifindex, 0) }
+                } else {
+                    // SAFETY: as above.
+                    unsafe { helpers::bpf_redirect_peer(ifindex, 0) }
+                };
+                Ok(code as i32)
+            }
+            Verdict::Reflect => {
+                // SAFETY: as above.
+                Ok(unsafe { helpers::bpf_redirect(self.ifindex(), 0) } as i32)
+            }
+            Verdict::Tunnel { identity, node, underlay6 } => {
+                let words = node.words();
+                let (remote, flags) = if underlay6 {
+                    (words, BPF_F_TUNINFO_IPV6)
+                } else {
+                    ([u32::from_be(words[0]), 0, 0, 0], BPF_F_ZERO_CSUM_TX)
+                };
+                let mut key = KernelTunnelKey { id: identity, remote, tos: 0, ttl: 64, ext: 0, label: 0 };
+                let pointer = core::ptr::from_mut(&mut key).cast();
+                // SAFETY: the key lives on the stack and has the size that is passed.
+                let code =
+                    unsafe { helpers::bpf_skb_set_tunnel_key(self.skb, pointer, TUNNEL_KEY_SIZE, u64::from(flags)) };
+                if code != 0 {
+                    return Err(DropReason::WriteError);
+                }
+                // SAFETY: a helper without pointers.
+                Ok(unsafe { helpers::bpf_redirect(tables.config().tunnel_ifindex, 0) } as i32)
+            }
+            Verdict::Call(slot) => {
+                // SAFETY: the context is this program's own; the map is a program array.
+                unsafe { helpers::bpf_tail_call(self.skb.cast::<c_void>(), maps::CALLS.raw(), slot as u32) };
+                Err(DropReason::MissedTailCall)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn key(&self, flags: u32) -> Option<TunnelKey> {
+        let mut key = KernelTunnelKey { id: 0, remote: [0; 4], tos: 0, ttl: 0, ext: 0, label: 0 };
+        let pointer = core::ptr::from_mut(&mut key).cast();
+        // SAFETY: the key lives on the stack and has the size that is passed.
+        let code = unsafe { helpers::bpf_skb_get_tunnel_key(self.skb, pointer, TUNNEL_KEY_SIZE, u64::from(flags)) };
+        if code != 0 {
+            return None;
+        }
+        let underlay6 = flags != 0;
+        let mut words = key.remote;
+        if !underlay6 {
+            words = [key.remote[0].to_be(), 0, 0, 0];
+        }
+        Some(TunnelKey { id: key.id, remote: Addr6::from_words(words), underlay6 })
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: the context outlives the program.
+        unsafe { (*self.skb).len }
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, len: u32) {
+        let (data, end) = self.bounds();
+        if data + len as usize > end {
+            let all = self.len();
+            let wanted = if len < all { len } else { all };
+            // SAFETY: the context is this program's own. A failure leaves less readable, which every load checks.
+            unsafe { helpers::bpf_skb_pull_data(self.skb, wanted) };
+        }
+    }
+
+    #[inline(always)]
+    fn load<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
+        let (data, end) = self.bounds();
+        let start = data + offset;
+        if start + size_of::<T>() > end {
+            return None;
+        }
+        // SAFETY: the value lies between the bounds, any bytes are a `T`, and the machine loads at any alignment.
+        Some(unsafe { *(start as *const T) })
+    }
+
+    #[inline(always)]
+    fn store<T: IntoBytes + Immutable>(&mut self, offset: usize, value: T) -> Option<()> {
+        let (data, end) = self.bounds();
+        let start = data + offset;
+        if start + size_of::<T>() > end {
+            return None;
+        }
+        // SAFETY: the place lies between the bounds, and the machine stores at any alignment.
+        unsafe { *(start as *mut T) = value };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context outlives the program.
+        unsafe { (*self.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: the context outlives the program.
+        unsafe { (*self.skb).mark }
+    }
+
+    #[inline(always)]
+    fn tunnel_key(&self) -> Option<TunnelKey> {
+        match self.key(0) {
+            Some(key) => Some(key),
+            None => self.key(BPF_F_TUNINFO_IPV6),
+        }
+    }
+}
