@@ -1,0 +1,196 @@
+//! An object in the kernel: its maps created, its programs verified.
+
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use datapath_maps::{MapKind, MapSpec, UpdateMode};
+
+use crate::error::KernelError;
+use crate::insn::Insn;
+use crate::instrument::instrument;
+use crate::link::{LinkedProgram, MapDefinition, ObjectFile};
+use crate::map::KernelMap;
+use crate::probe::Probe;
+use crate::program::{BtfInfo, Program, ProgramKind, ProgramSource, load_btf};
+use crate::ring::RingReader;
+use crate::store::KernelMaps;
+use crate::sys;
+
+/// How to load.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions<'a> {
+    /// Most entries of hashes and tries, for tests.
+    pub max_entries: Option<u32>,
+    /// Load the instrumented copy (see [`Probe`]) instead of the programs as they are.
+    pub instrument: bool,
+    /// Globals of `.rodata` to set, by name.
+    pub globals: &'a [(&'a str, &'a [u8])],
+}
+
+/// An object in the kernel. Dropping it frees maps and programs that nothing else refers to.
+#[derive(Debug)]
+pub struct Loaded {
+    maps: KernelMaps,
+    programs: BTreeMap<String, Program>,
+    probe: Option<Probe>,
+    has_btf: bool,
+}
+
+impl Loaded {
+    /// Creates the maps and loads every program as a classifier.
+    ///
+    /// # Errors
+    /// Anything from reading the file to the verifier's refusal of one program.
+    pub fn open(bytes: &[u8], options: &LoadOptions<'_>) -> Result<Self, KernelError> {
+        let object = ObjectFile::parse(bytes, options.globals)?;
+        let mut maps = KernelMaps::default();
+        for MapDefinition { mut spec, data } in object.maps()? {
+            cap(&mut spec, options.max_entries);
+            let read_only = spec.flags & datapath_maps::map_flags::RDONLY_PROG != 0;
+            let map = KernelMap::create(spec)?;
+            if let Some(data) = data {
+                map.set(&0u32.to_ne_bytes(), &data, UpdateMode::Any)?;
+                if read_only {
+                    map.freeze()?;
+                }
+            }
+            maps.add(map)?;
+        }
+        let linked = object.link(&maps)?;
+        let btf = if options.instrument { None } else { btf(&object)? };
+        Self::load(maps, &linked, &object.license(), btf, options.instrument)
+    }
+
+    /// Loads programs made in memory, which already refer to these maps by descriptor.
+    ///
+    /// # Errors
+    /// The verifier's refusal of one of them.
+    pub fn assemble(
+        maps: KernelMaps,
+        programs: &[(&str, &[Insn])],
+        license: &CStr,
+        instrument: bool,
+    ) -> Result<Self, KernelError> {
+        let linked: Vec<LinkedProgram> = programs
+            .iter()
+            .map(|(name, insns)| LinkedProgram {
+                name: (*name).to_owned(),
+                insns: insns.to_vec(),
+                func_info: (Vec::new(), 0),
+                line_info: (Vec::new(), 0),
+            })
+            .collect();
+        Self::load(maps, &linked, license, None, instrument)
+    }
+
+    fn load(
+        maps: KernelMaps,
+        linked: &[LinkedProgram],
+        license: &CStr,
+        btf: Option<OwnedFd>,
+        instrumented: bool,
+    ) -> Result<Self, KernelError> {
+        let probe = instrumented.then(Probe::create).transpose()?;
+        let mut programs = BTreeMap::new();
+        for linked in linked {
+            let copy = probe.as_ref().map(|probe| instrument(&linked.insns, probe.map().as_fd().as_raw_fd()));
+            let program = Program::load(&ProgramSource {
+                name: &linked.name,
+                kind: ProgramKind::Classifier,
+                insns: copy.as_deref().unwrap_or(&linked.insns),
+                license,
+                btf: btf.as_ref().map(|btf| BtfInfo {
+                    btf: btf.as_fd(),
+                    func_info: (&linked.func_info.0, linked.func_info.1),
+                    line_info: (&linked.line_info.0, linked.line_info.1),
+                }),
+            })?;
+            programs.insert(linked.name.clone(), program);
+        }
+        Ok(Self { maps, programs, probe, has_btf: btf.is_some() })
+    }
+
+    /// Its maps.
+    #[must_use]
+    pub fn maps(&self) -> &KernelMaps {
+        &self.maps
+    }
+
+    /// Its maps.
+    #[must_use]
+    pub fn maps_mut(&mut self) -> &mut KernelMaps {
+        &mut self.maps
+    }
+
+    /// A program by name.
+    ///
+    /// # Errors
+    /// [`KernelError::NoProgram`].
+    pub fn program(&self, name: &str) -> Result<&Program, KernelError> {
+        self.programs.get(name).ok_or_else(|| KernelError::NoProgram { program: name.to_owned() })
+    }
+
+    /// Its programs, sorted by name.
+    pub fn programs(&self) -> impl Iterator<Item = &Program> {
+        self.programs.values()
+    }
+
+    /// The probe of an instrumented copy.
+    #[must_use]
+    pub fn probe(&self) -> Option<&Probe> {
+        self.probe.as_ref()
+    }
+
+    /// Whether the programs have function and line information in the kernel.
+    #[must_use]
+    pub fn has_btf(&self) -> bool {
+        self.has_btf
+    }
+
+    /// Puts a program into a slot of a program array.
+    ///
+    /// # Errors
+    /// [`KernelError::NoMap`], [`KernelError::NoProgram`], or what the kernel says.
+    pub fn set_call(&self, map: &str, slot: u32, program: &str) -> Result<(), KernelError> {
+        let array = self.array(map)?;
+        let fd = self.program(program)?.as_fd().as_raw_fd();
+        array.set(&slot.to_ne_bytes(), &fd.to_ne_bytes(), UpdateMode::Any)
+    }
+
+    /// A reader of a ring buffer. Only one may exist per map.
+    ///
+    /// # Errors
+    /// [`KernelError::NoMap`], or as [`RingReader::new`].
+    pub fn ring(&self, map: &str) -> Result<RingReader, KernelError> {
+        RingReader::new(self.array(map)?)
+    }
+
+    fn array(&self, map: &str) -> Result<&KernelMap, KernelError> {
+        self.maps.get(map).ok_or_else(|| KernelError::NoMap { map: map.to_owned() })
+    }
+}
+
+fn cap(spec: &mut MapSpec, most: Option<u32>) {
+    let limited = matches!(spec.kind, MapKind::Hash | MapKind::LruHash | MapKind::PerCpuHash | MapKind::LpmTrie);
+    if let (Some(most), true) = (most, limited) {
+        spec.max_entries = spec.max_entries.min(most);
+    }
+}
+
+/// The object's BTF in the kernel. A kernel that refuses even the plainest form gets none: programs run without.
+fn btf(object: &ObjectFile) -> Result<Option<OwnedFd>, KernelError> {
+    for modern in [true, false] {
+        let Some(bytes) = object.btf(modern)? else {
+            return Ok(None);
+        };
+        match load_btf(&bytes) {
+            Ok(fd) => return Ok(Some(fd)),
+            Err(sys::EINVAL) => {}
+            Err(errno) => {
+                return Err(KernelError::System { step: "load BTF", errno });
+            }
+        }
+    }
+    Ok(None)
+}
