@@ -1,0 +1,109 @@
+//! Compiles `datapath/ebpf`. The same sources give the same bytes in any folder: every path that could reach the debug
+//! information is mapped, DWARF is removed, and BTF with its line information stays.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use datapath_bytecode::sources;
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// Builds, and writes or compares.
+pub fn run(check: bool) -> Result<()> {
+    let root = workspace()?;
+    let built = compile(&root)?;
+    let object = root.join("datapath/bytecode/weir.o");
+    let stamp = root.join("datapath/bytecode/weir.o.sources");
+    let hash = sources::hash(&root)?;
+    if check {
+        let committed = fs::read(&object).with_context(|| format!("reading {}", object.display()))?;
+        ensure!(
+            committed == built,
+            "{} ({} bytes) is not what its sources give ({} bytes): run `cargo xtask build-ebpf` and commit",
+            object.display(),
+            committed.len(),
+            built.len()
+        );
+        println!("{}: {} bytes, as its sources give", object.display(), built.len());
+        return Ok(());
+    }
+    fs::write(&object, &built).with_context(|| format!("writing {}", object.display()))?;
+    fs::write(&stamp, format!("{hash}\n")).with_context(|| format!("writing {}", stamp.display()))?;
+    println!("{}: {} bytes, sources {hash}", object.display(), built.len());
+    Ok(())
+}
+
+fn workspace() -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = here.ancestors().nth(2).context("the workspace is two folders above this crate")?;
+    root.canonicalize().with_context(|| format!("finding {}", root.display()))
+}
+
+fn compile(root: &Path) -> Result<Vec<u8>> {
+    let crate_dir = root.join("datapath/ebpf");
+    let target_dir = root.join("target/ebpf");
+    let sysroot = output(Command::new("rustc").current_dir(root).args(["--print", "sysroot"]))?;
+    let cargo_home = match env::var("CARGO_HOME") {
+        Ok(home) => home,
+        Err(_) => format!("{}/.cargo", env::var("HOME").context("neither CARGO_HOME nor HOME is set")?),
+    };
+    let flags = [
+        "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
+        "-Cdebuginfo=2".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+        "-Ctarget-cpu=v3".to_owned(),
+        format!("--remap-path-prefix={}/registry/src/{}=/registry", cargo_home, registry(&cargo_home)?),
+        format!("--remap-path-prefix={}=/sysroot", sysroot.trim()),
+        format!("--remap-path-prefix={}=/weir", root.display()),
+    ];
+    let status = Command::new("cargo")
+        .current_dir(&crate_dir)
+        .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_TARGET_DIR", &target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .env_remove("RUSTFLAGS")
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "the eBPF build failed (is everything of ci/install.sh installed?)");
+    let linked = target_dir.join(TARGET).join("release/weir");
+    let stripped = target_dir.join("weir.o");
+    let objcopy = objcopy()?;
+    let status = Command::new(&objcopy)
+        .args(["--strip-debug", "--remove-section=.debug_*"])
+        .arg(&linked)
+        .arg(&stripped)
+        .status()
+        .with_context(|| format!("starting {objcopy}"))?;
+    ensure!(status.success(), "{objcopy} failed");
+    fs::read(&stripped).with_context(|| format!("reading {}", stripped.display()))
+}
+
+/// Folder of the registry's sources: its name holds a hash of the registry's address.
+fn registry(cargo_home: &str) -> Result<String> {
+    let sources = Path::new(cargo_home).join("registry/src");
+    let mut names: Vec<String> = fs::read_dir(&sources)
+        .with_context(|| format!("reading {}", sources.display()))?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names.into_iter().next().with_context(|| format!("{} is empty", sources.display()))
+}
+
+fn objcopy() -> Result<String> {
+    for name in ["llvm-objcopy-22", "/usr/lib/llvm-22/bin/llvm-objcopy", "llvm-objcopy"] {
+        if Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success()) {
+            return Ok(name.to_owned());
+        }
+    }
+    bail!("llvm-objcopy of LLVM 22 is missing: apt-get install llvm-22")
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let output = command.output().context("starting rustc")?;
+    ensure!(output.status.success(), "{command:?} failed");
+    String::from_utf8(output.stdout).context("output of rustc")
+}
