@@ -485,8 +485,8 @@ mod tests {
         assert_eq!(
             errors,
             [
-                "f.yaml:1: a: expected true or false, found a list",
                 "f.yaml:1: d: is required",
+                "f.yaml:1: a: expected true or false, found a list",
                 "f.yaml:2: b: `7`: must be between 1 and 5",
                 "f.yaml:3: c: expected a string (in quotes), found `yes`",
             ]

@@ -15,14 +15,20 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod desired;
+pub mod identity;
 pub mod input;
 pub mod labels;
 pub mod model;
+pub mod policy;
 pub mod prefix;
 pub mod yaml;
 
+pub use desired::{Desired, DesiredError, Limits, LocalEndpoint, Plan, ReconcileError, Snapshot, reconcile};
+pub use identity::{IdentityAllocator, IdentityError, Owner};
 pub use input::{InputError, InputErrors, Problem};
 pub use labels::{Labels, Selector};
 pub use model::{Model, Settings};
+pub use policy::{Compiled, Direction, PolicyRef, RuleId, RuleInfo, RuleOrigin, RuleTable};
 pub use prefix::Prefix;
 pub use yaml::Position;

@@ -15,7 +15,8 @@ use crate::input::{InputError, Problem};
 /// Deepest nesting that is read.
 const MAX_DEPTH: usize = 100;
 /// Most values in one file, aliases expanded.
-const MAX_VALUES: usize = 20_000_000;
+const MAX_VALUES: usize = 5_000_000;
+const TOO_MANY: &str = "more than 5 million values in one file";
 
 /// A place in an input file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -148,7 +149,8 @@ struct Frame {
 
 struct Builder {
     stack: Vec<Frame>,
-    anchors: BTreeMap<usize, Node>,
+    /// Named values, with their sizes.
+    anchors: BTreeMap<usize, (Node, usize)>,
     documents: Vec<Node>,
     values: usize,
 }
@@ -160,11 +162,13 @@ impl Builder {
                 Ok(())
             }
             Event::Alias(anchor) => {
-                let Some(node) = self.anchors.get(&anchor) else {
+                let Some((node, size)) = self.anchors.get(&anchor) else {
                     return Err(syntax(position, "an alias inside the value that it names"));
                 };
-                let node = Node { position, value: node.value.clone() };
-                let size = node.size();
+                if self.values.saturating_add(*size) > MAX_VALUES {
+                    return Err(syntax(position, TOO_MANY));
+                }
+                let (node, size) = (Node { position, value: node.value.clone() }, *size);
                 self.add(node, 0, size)
             }
             Event::Scalar(text, style, anchor, tag) => {
@@ -199,10 +203,11 @@ impl Builder {
     fn add(&mut self, node: Node, anchor: usize, size: usize) -> Result<(), InputError> {
         self.values = self.values.saturating_add(size);
         if self.values > MAX_VALUES {
-            return Err(syntax(node.position, "more than 20 million values in one file"));
+            return Err(syntax(node.position, TOO_MANY));
         }
         if anchor != 0 {
-            self.anchors.insert(anchor, node.clone());
+            let size = node.size();
+            self.anchors.insert(anchor, (node.clone(), size));
         }
         match self.stack.last_mut().map(|frame| &mut frame.open) {
             None => {

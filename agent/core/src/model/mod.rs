@@ -12,12 +12,14 @@ mod slices;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 pub use object::{
     ContainerPort, EndpointSlice, IpBlock, Name, NetworkPolicy, Object, ObjectKey, PeerSelector, PolicyPeer,
     PolicyPort, PolicyRule, PortRef, PortSelector, Protocol, Service,
 };
-pub use read::read_objects;
+pub use read::{read_documents, read_objects};
+pub(crate) use resolve::Resolved;
 
 use crate::input::{InputErrors, Report};
 use crate::labels::Labels;
@@ -102,7 +104,7 @@ pub struct Model {
     objects: Vec<Object>,
     /// What was filled in for pods, so that it stays.
     placements: BTreeMap<Name, resolve::Placement>,
-    resolved: resolve::Resolved,
+    resolved: Arc<resolve::Resolved>,
 }
 
 impl Model {
@@ -137,7 +139,7 @@ impl Model {
     ) -> Result<Self, InputErrors> {
         let mut report = Report::default();
         let resolved = resolve::resolve(&objects, settings, &mut placements, &mut report);
-        report.finish(Self { settings, objects, placements, resolved })
+        report.finish(Self { settings, objects, placements, resolved: Arc::new(resolved) })
     }
 
     /// Adds objects; those that exist are replaced. Pods that stay keep the node and addresses they were given.
@@ -207,6 +209,11 @@ impl Model {
     /// Endpoint slices by name: those that were read, and those derived for services that have none.
     pub fn endpoint_slices(&self) -> &BTreeMap<Name, EndpointSlice> {
         &self.resolved.slices
+    }
+
+    /// What is complete, to be kept beside the model.
+    pub(crate) fn resolved(&self) -> Arc<Resolved> {
+        Arc::clone(&self.resolved)
     }
 
     /// Whether both families are in use: then "world" is one identity per family, and the node's settings must say so

@@ -24,15 +24,15 @@ pub(super) struct Placement {
 
 /// The complete cluster.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Resolved {
-    pub(super) pods: BTreeMap<Name, Pod>,
-    pub(super) nodes: Vec<Node>,
-    pub(super) namespaces: BTreeMap<String, Labels>,
-    pub(super) policies: BTreeMap<Name, NetworkPolicy>,
-    pub(super) services: BTreeMap<Name, Service>,
-    pub(super) slices: BTreeMap<Name, EndpointSlice>,
-    pub(super) ipv4: bool,
-    pub(super) ipv6: bool,
+pub(crate) struct Resolved {
+    pub(crate) pods: BTreeMap<Name, Pod>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) namespaces: BTreeMap<String, Labels>,
+    pub(crate) policies: BTreeMap<Name, NetworkPolicy>,
+    pub(crate) services: BTreeMap<Name, Service>,
+    pub(crate) slices: BTreeMap<Name, EndpointSlice>,
+    pub(crate) ipv4: bool,
+    pub(crate) ipv6: bool,
 }
 
 pub(super) fn resolve(

@@ -1,0 +1,236 @@
+//! Identities: numbers for sets of labels (cluster-wide, on the wire) and for prefixes and nodes (this node only).
+//!
+//! Invariants: numbers depend on what was asked for only (new ones are given in the order of the labels, lowest free
+//! number first); what stays keeps its number; a number that was freed by an update is not given away in the same
+//! update, so that no entry of the old owner can be taken for the new one's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use datapath_abi::ids::{self, Identity};
+
+use crate::labels::Labels;
+use crate::model::IpBlock;
+use crate::prefix::Prefix;
+
+/// First number of the node-local scope for nodes that policies tell apart.
+pub const FIRST_NODE: Identity = 0x0200_0000;
+
+/// Whom an allocated identity stands for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// Pods of a namespace with these labels.
+    Pods {
+        /// Namespace.
+        namespace: String,
+        /// Labels of the pods.
+        labels: Labels,
+        /// Labels of the namespace.
+        namespace_labels: Labels,
+        /// The blocks of policies that hold the address, when pods of these labels differ in that; else empty.
+        blocks: BTreeSet<IpBlock>,
+    },
+    /// Addresses outside the cluster whose longest prefix, of those that policies name, is this one.
+    Prefix(Prefix),
+    /// Nodes whose address lies in these blocks, when nodes differ in that.
+    Nodes(BTreeSet<IpBlock>),
+}
+
+impl Owner {
+    fn scope(&self) -> (Identity, Identity) {
+        match self {
+            Self::Pods { .. } => (ids::FIRST_ALLOCATED, ids::LAST_ALLOCATED),
+            Self::Prefix(_) => (ids::FIRST_LOCAL, ids::FIRST_LOCAL | 0x00ff_ffff),
+            Self::Nodes(_) => (FIRST_NODE, FIRST_NODE | 0x00ff_ffff),
+        }
+    }
+
+    /// The owner as sorted labels, `source:key=value`.
+    pub fn labels(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        let blocks = match self {
+            Self::Pods { namespace, labels, namespace_labels, blocks } => {
+                all.extend(labels.iter().map(|(k, v)| format!("k8s:{k}={v}")));
+                all.extend(
+                    (namespace_labels.iter()).map(|(k, v)| format!("k8s:io.cilium.k8s.namespace.labels.{k}={v}")),
+                );
+                all.push(format!("k8s:io.kubernetes.pod.namespace={namespace}"));
+                Some(blocks)
+            }
+            Self::Prefix(prefix) => {
+                all.push(format!("cidr:{prefix}"));
+                None
+            }
+            Self::Nodes(blocks) => {
+                all.push("reserved:remote-node".to_owned());
+                Some(blocks)
+            }
+        };
+        for block in blocks.into_iter().flatten() {
+            all.push(format!("cidr:{block}"));
+        }
+        all.sort();
+        all
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.labels().join(" "))
+    }
+}
+
+/// No number could be given.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    /// More owners than numbers.
+    #[error("no identity left between {first} and {last} for {owner}")]
+    Exhausted {
+        /// First number of the scope.
+        first: Identity,
+        /// Last number of the scope.
+        last: Identity,
+        /// Who got none.
+        owner: String,
+    },
+}
+
+/// Gives numbers to owners and remembers them.
+#[derive(Clone, Debug, Default)]
+pub struct IdentityAllocator {
+    numbers: BTreeMap<Owner, Identity>,
+    owners: BTreeMap<Identity, Owner>,
+}
+
+impl IdentityAllocator {
+    /// Takes over a number from an earlier run. `false` when owner or number are taken already.
+    pub fn restore(&mut self, owner: Owner, identity: Identity) -> bool {
+        let (first, last) = owner.scope();
+        if !(first..=last).contains(&identity)
+            || self.numbers.contains_key(&owner)
+            || self.owners.contains_key(&identity)
+        {
+            return false;
+        }
+        self.numbers.insert(owner.clone(), identity);
+        self.owners.insert(identity, owner);
+        true
+    }
+
+    /// Gives every wanted owner a number; owners that are no longer wanted lose theirs.
+    ///
+    /// # Errors
+    /// When a scope is used up; then nothing has changed.
+    pub fn assign(&mut self, wanted: &BTreeSet<Owner>) -> Result<(), IdentityError> {
+        let mut next: BTreeMap<Identity, Identity> = BTreeMap::new();
+        let mut fresh: Vec<(Owner, Identity)> = Vec::new();
+        for owner in wanted.iter().filter(|owner| !self.numbers.contains_key(owner)) {
+            let (first, last) = owner.scope();
+            let from = next.entry(first).or_insert(first);
+            while self.owners.contains_key(from) {
+                *from += 1;
+            }
+            if *from > last {
+                return Err(IdentityError::Exhausted { first, last, owner: owner.to_string() });
+            }
+            fresh.push((owner.clone(), *from));
+            *from += 1;
+        }
+        self.numbers.retain(|owner, _| wanted.contains(owner));
+        self.owners.retain(|_, owner| wanted.contains(owner));
+        for (owner, identity) in fresh {
+            self.numbers.insert(owner.clone(), identity);
+            self.owners.insert(identity, owner);
+        }
+        Ok(())
+    }
+
+    /// Number of an owner.
+    pub fn number(&self, owner: &Owner) -> Option<Identity> {
+        self.numbers.get(owner).copied()
+    }
+
+    /// Owner of a number.
+    pub fn owner(&self, identity: Identity) -> Option<&Owner> {
+        self.owners.get(&identity)
+    }
+
+    /// All numbers and their owners, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (Identity, &Owner)> {
+        self.owners.iter().map(|(identity, owner)| (*identity, owner))
+    }
+}
+
+/// Name of a reserved identity.
+pub fn reserved_name(identity: Identity) -> Option<&'static str> {
+    Some(match identity {
+        ids::UNKNOWN => "unknown",
+        ids::HOST => "host",
+        ids::WORLD => "world",
+        ids::UNMANAGED => "unmanaged",
+        ids::HEALTH => "health",
+        ids::INIT => "init",
+        ids::REMOTE_NODE => "remote-node",
+        ids::KUBE_APISERVER => "kube-apiserver",
+        ids::INGRESS => "ingress",
+        ids::WORLD_IPV4 => "world-ipv4",
+        ids::WORLD_IPV6 => "world-ipv6",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pods(app: &str) -> Owner {
+        Owner::Pods {
+            namespace: "x".to_owned(),
+            labels: Labels::from([("app".to_owned(), app.to_owned())]),
+            namespace_labels: Labels::new(),
+            blocks: BTreeSet::new(),
+        }
+    }
+
+    fn set(apps: &[&str]) -> BTreeSet<Owner> {
+        apps.iter().map(|app| pods(app)).collect()
+    }
+
+    #[test]
+    fn numbers_begin_at_256_in_the_order_of_labels() {
+        let mut allocator = IdentityAllocator::default();
+        allocator.assign(&set(&["c", "a", "b"])).unwrap();
+        assert_eq!(allocator.number(&pods("a")), Some(256));
+        assert_eq!(allocator.number(&pods("c")), Some(258));
+    }
+
+    #[test]
+    fn what_stays_keeps_its_number_and_freed_numbers_rest_for_one_update() {
+        let mut allocator = IdentityAllocator::default();
+        allocator.assign(&set(&["a", "b"])).unwrap();
+        allocator.assign(&set(&["b", "c"])).unwrap();
+        assert_eq!(allocator.number(&pods("b")), Some(257));
+        assert_eq!(allocator.number(&pods("c")), Some(258), "not 256 yet");
+        allocator.assign(&set(&["b", "c", "d"])).unwrap();
+        assert_eq!(allocator.number(&pods("d")), Some(256));
+    }
+
+    #[test]
+    fn a_used_up_scope_is_an_error_and_changes_nothing() {
+        let mut allocator = IdentityAllocator::default();
+        let all: BTreeSet<Owner> = (0..65_281).map(|n| pods(&n.to_string())).collect();
+        assert!(allocator.assign(&all).is_err());
+        assert_eq!(allocator.iter().count(), 0);
+    }
+
+    #[test]
+    fn restored_numbers_are_kept() {
+        let mut allocator = IdentityAllocator::default();
+        assert!(allocator.restore(pods("b"), 300));
+        assert!(!allocator.restore(pods("c"), 300));
+        assert!(!allocator.restore(pods("c"), 7));
+        allocator.assign(&set(&["a", "b"])).unwrap();
+        assert_eq!(allocator.number(&pods("b")), Some(300));
+        assert_eq!(allocator.number(&pods("a")), Some(256));
+    }
+}

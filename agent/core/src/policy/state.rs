@@ -1,0 +1,175 @@
+//! The policy entries of one endpoint and direction, while they are made.
+//!
+//! The datapath asks for the longest match of the exact identity and for that of any identity (0), and lets the higher
+//! precedence win. A longest match hides the shorter ones of its identity; so an entry must not survive beside one that
+//! covers it with a higher precedence. Entries that could never change a verdict are left out as well.
+
+use std::collections::BTreeMap;
+
+use datapath_abi::ids::{self, Identity};
+use datapath_abi::policy::{FIXED_BITS, PRECEDENCE_ALLOW, PRECEDENCE_DENY, PolicyEntry, PolicyFlags, PolicyKey};
+use datapath_abi::{Be16, EndpointId};
+
+use super::rules::{Direction, RuleId};
+
+/// A protocol and a block of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct L4 {
+    /// IANA number; 0 with `bits` 0.
+    pub protocol: u8,
+    /// First port of the block.
+    pub port: u16,
+    /// Bits that count: 0 anything, 8 the protocol, up to 24 one port.
+    pub bits: u8,
+}
+
+impl L4 {
+    /// Every protocol.
+    pub const ANY: Self = Self { protocol: 0, port: 0, bits: 0 };
+
+    /// Every port of a protocol.
+    pub const fn protocol(protocol: u8) -> Self {
+        Self { protocol, port: 0, bits: 8 }
+    }
+
+    /// The blocks that make up a range of ports (both ends included), lowest first.
+    pub fn range(protocol: u8, first: u16, last: u16) -> Vec<Self> {
+        let mut blocks = Vec::new();
+        let mut from = u32::from(first);
+        let end = u32::from(last) + 1;
+        while from < end {
+            let aligned = from.trailing_zeros().min(16);
+            let fits = (end - from).ilog2();
+            let free = aligned.min(fits);
+            let (Ok(port), Ok(free_bits)) = (u16::try_from(from), u8::try_from(free)) else {
+                break;
+            };
+            blocks.push(Self { protocol, port, bits: 24 - free_bits });
+            from += 1 << free;
+        }
+        blocks
+    }
+
+    /// The same with fewer bits.
+    fn shortened(self, bits: u8) -> Self {
+        match bits {
+            0..8 => Self::ANY,
+            8 => Self::protocol(self.protocol),
+            _ => {
+                let free = 24_u8.saturating_sub(bits);
+                let mask = u16::MAX.checked_shl(u32::from(free)).unwrap_or(0);
+                Self { protocol: self.protocol, port: self.port & mask, bits }
+            }
+        }
+    }
+
+    /// Everything that covers it, itself included.
+    fn covering(self) -> impl Iterator<Item = Self> {
+        (8..=self.bits).rev().map(move |bits| self.shortened(bits)).chain(std::iter::once(Self::ANY))
+    }
+
+    /// Whether a packet of this protocol to this port matches.
+    pub fn matches(self, protocol: u8, port: u16) -> bool {
+        let exact = Self { protocol, port, bits: 24 };
+        exact.shortened(self.bits) == self
+    }
+}
+
+/// What an entry says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The higher one wins.
+    pub precedence: u32,
+    /// Rule that says so.
+    pub rule: RuleId,
+    /// Proxy that takes the packet; 0 = none.
+    pub proxy_port: u16,
+    /// Whether the packet is dropped.
+    pub deny: bool,
+}
+
+impl Verdict {
+    /// A plain allow of the normal tier.
+    pub const fn allow(rule: RuleId) -> Self {
+        Self { precedence: PRECEDENCE_ALLOW, rule, proxy_port: 0, deny: false }
+    }
+
+    /// A deny of the normal tier.
+    pub const fn deny(rule: RuleId) -> Self {
+        Self { precedence: PRECEDENCE_DENY, rule, proxy_port: 0, deny: true }
+    }
+
+    /// Whether the other, which matches whenever this one does, leaves this one without effect.
+    fn is_hidden_by(self, other: Self) -> bool {
+        other.precedence > self.precedence
+            || (other.precedence == self.precedence
+                && other.deny == self.deny
+                && other.proxy_port == 0
+                && self.proxy_port == 0)
+    }
+}
+
+/// Entries of one endpoint and direction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyState {
+    entries: BTreeMap<(Identity, L4), Verdict>,
+}
+
+impl PolicyState {
+    /// Adds an entry. Of two for the same packets the one of higher precedence stays; of equals the first.
+    pub fn insert(&mut self, identity: Identity, l4: L4, verdict: Verdict) {
+        let entry = self.entries.entry((identity, l4)).or_insert(verdict);
+        if verdict.precedence > entry.precedence {
+            *entry = verdict;
+        }
+    }
+
+    /// Drops the entries that others hide.
+    pub fn finish(&mut self) {
+        let all = self.entries.clone();
+        self.entries.retain(|&(identity, l4), verdict| {
+            let hides = |key: (Identity, L4)| {
+                key != (identity, l4) && all.get(&key).is_some_and(|other| verdict.is_hidden_by(*other))
+            };
+            !l4.covering().any(|wider| hides((identity, wider)) || hides((ids::UNKNOWN, wider)))
+        });
+    }
+
+    /// All entries, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (Identity, L4, Verdict)> {
+        self.entries.iter().map(|(&(identity, l4), &verdict)| (identity, l4, verdict))
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The entries as the map holds them.
+    pub fn map_entries(
+        &self,
+        endpoint: EndpointId,
+        direction: Direction,
+    ) -> impl Iterator<Item = (PolicyKey, PolicyEntry)> {
+        self.iter().map(move |(identity, l4, verdict)| {
+            let key = PolicyKey {
+                prefix_len: FIXED_BITS + u32::from(l4.bits),
+                endpoint,
+                direction: direction.number(),
+                pad: 0,
+                identity,
+                protocol: l4.protocol,
+                port: l4.port.to_be_bytes(),
+                pad2: 0,
+            };
+            let entry = PolicyEntry {
+                precedence: verdict.precedence,
+                rule: verdict.rule,
+                proxy_port: Be16::new(verdict.proxy_port),
+                flags: PolicyFlags(if verdict.deny { PolicyFlags::DENY } else { 0 }),
+                l4_prefix: l4.bits,
+            };
+            (key, entry)
+        })
+    }
+}
