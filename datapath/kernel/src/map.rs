@@ -70,6 +70,14 @@ impl KernelMap {
             return Err(KernelError::Unsupported { what: "creating a map" });
         }
         spec.check()?;
+        Self::create_unchecked(spec)
+    }
+
+    /// As [`Self::create`], leaving it to the kernel to refuse.
+    ///
+    /// # Errors
+    /// What this kernel says.
+    pub fn create_unchecked(spec: MapSpec) -> Result<Self, KernelError> {
         let cpus = if spec.kind.is_per_cpu() { possible_cpus()? } else { 1 };
         let mut args = attr::MapCreate {
             kind: spec.kind.bpf(),
