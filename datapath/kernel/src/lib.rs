@@ -34,7 +34,7 @@ mod sys;
 
 pub use error::KernelError;
 pub use link::{LinkedProgram, MapDefinition, ObjectFile};
-pub use load::{LoadOptions, Loaded};
+pub use load::{LoadOptions, Loaded, Verified};
 pub use map::{KernelMap, possible_cpus};
 pub use net::{Inside, Pinned, TestNet, pin_to_cpu};
 pub use privilege::{missing_privilege, skip_line};

@@ -1,10 +1,10 @@
 //! An object in the kernel: its maps created, its programs verified.
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use datapath_maps::{MapKind, MapSpec, UpdateMode};
+use datapath_maps::{MapKind, MapSpec, UpdateMode, map_flags};
 
 use crate::error::KernelError;
 use crate::insn::Insn;
@@ -12,7 +12,7 @@ use crate::instrument::instrument;
 use crate::link::{LinkedProgram, MapDefinition, ObjectFile};
 use crate::map::KernelMap;
 use crate::probe::Probe;
-use crate::program::{BtfInfo, Program, ProgramKind, ProgramSource, load_btf};
+use crate::program::{BtfInfo, Program, ProgramKind, ProgramSource, VerifierStats, load_btf};
 use crate::ring::RingReader;
 use crate::store::KernelMaps;
 use crate::sys;
@@ -37,17 +37,24 @@ pub struct Loaded {
     has_btf: bool,
 }
 
-impl Loaded {
-    /// Creates the maps and loads every program as a classifier.
-    ///
-    /// # Errors
-    /// Anything from reading the file to the verifier's refusal of one program.
-    pub fn open(bytes: &[u8], options: &LoadOptions<'_>) -> Result<Self, KernelError> {
+/// Name of a program, and what the verifier said about it.
+pub type Verified = (String, Result<VerifierStats, KernelError>);
+
+/// What an object becomes before its programs are loaded.
+struct Parts {
+    maps: KernelMaps,
+    linked: Vec<LinkedProgram>,
+    license: CString,
+    btf: Option<OwnedFd>,
+}
+
+impl Parts {
+    fn make(bytes: &[u8], options: &LoadOptions<'_>) -> Result<Self, KernelError> {
         let object = ObjectFile::parse(bytes, options.globals)?;
         let mut maps = KernelMaps::default();
         for MapDefinition { mut spec, data } in object.maps()? {
             cap(&mut spec, options.max_entries);
-            let read_only = spec.flags & datapath_maps::map_flags::RDONLY_PROG != 0;
+            let read_only = spec.flags & map_flags::RDONLY_PROG != 0;
             let map = KernelMap::create(spec)?;
             if let Some(data) = data {
                 map.set(&0u32.to_ne_bytes(), &data, UpdateMode::Any)?;
@@ -57,9 +64,61 @@ impl Loaded {
             }
             maps.add(map)?;
         }
-        let linked = object.link(&maps)?;
-        let btf = if options.instrument { None } else { btf(&object)? };
-        Self::load(maps, &linked, &object.license(), btf, options.instrument)
+        Ok(Self {
+            linked: object.link(&maps)?,
+            license: object.license(),
+            // The copy's appended subprograms have no types, and the kernel wants all or none.
+            btf: if options.instrument { None } else { btf(&object)? },
+            maps,
+        })
+    }
+}
+
+fn load_one(
+    linked: &LinkedProgram,
+    license: &CStr,
+    btf: Option<&OwnedFd>,
+    probe: Option<&Probe>,
+) -> Result<Program, KernelError> {
+    let copy = probe.map(|probe| instrument(&linked.insns, probe.map().as_fd().as_raw_fd()));
+    Program::load(&ProgramSource {
+        name: &linked.name,
+        kind: ProgramKind::Classifier,
+        insns: copy.as_deref().unwrap_or(&linked.insns),
+        license,
+        btf: btf.map(|btf| BtfInfo {
+            btf: btf.as_fd(),
+            func_info: (&linked.func_info.0, linked.func_info.1),
+            line_info: (&linked.line_info.0, linked.line_info.1),
+        }),
+    })
+}
+
+impl Loaded {
+    /// Creates the maps and loads every program as a classifier.
+    ///
+    /// # Errors
+    /// Anything from reading the file to the verifier's refusal of one program.
+    pub fn open(bytes: &[u8], options: &LoadOptions<'_>) -> Result<Self, KernelError> {
+        let parts = Parts::make(bytes, options)?;
+        Self::load(parts.maps, &parts.linked, &parts.license, parts.btf, options.instrument)
+    }
+
+    /// Loads every program and drops it again: what the verifier says about each, sorted by name.
+    ///
+    /// # Errors
+    /// Anything before the first program is loaded.
+    pub fn verify(bytes: &[u8], options: &LoadOptions<'_>) -> Result<Vec<Verified>, KernelError> {
+        let parts = Parts::make(bytes, options)?;
+        let probe = options.instrument.then(Probe::create).transpose()?;
+        Ok(parts
+            .linked
+            .iter()
+            .map(|linked| {
+                let loaded = load_one(linked, &parts.license, parts.btf.as_ref(), probe.as_ref());
+                (linked.name.clone(), loaded.map(|program| program.stats().clone()))
+            })
+            .collect())
     }
 
     /// Loads programs made in memory, which already refer to these maps by descriptor.
@@ -94,18 +153,7 @@ impl Loaded {
         let probe = instrumented.then(Probe::create).transpose()?;
         let mut programs = BTreeMap::new();
         for linked in linked {
-            let copy = probe.as_ref().map(|probe| instrument(&linked.insns, probe.map().as_fd().as_raw_fd()));
-            let program = Program::load(&ProgramSource {
-                name: &linked.name,
-                kind: ProgramKind::Classifier,
-                insns: copy.as_deref().unwrap_or(&linked.insns),
-                license,
-                btf: btf.as_ref().map(|btf| BtfInfo {
-                    btf: btf.as_fd(),
-                    func_info: (&linked.func_info.0, linked.func_info.1),
-                    line_info: (&linked.line_info.0, linked.line_info.1),
-                }),
-            })?;
+            let program = load_one(linked, license, btf.as_ref(), probe.as_ref())?;
             programs.insert(linked.name.clone(), program);
         }
         Ok(Self { maps, programs, probe, has_btf: btf.is_some() })
