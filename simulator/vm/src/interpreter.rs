@@ -497,18 +497,18 @@ impl<T: Tracer> Machine<'_, T> {
     }
 }
 
-fn signed_div64(a: u64, b: u64) -> u64 {
+pub(crate) fn signed_div64(a: u64, b: u64) -> u64 {
     if b == 0 { 0 } else { (a as i64).wrapping_div(b as i64) as u64 }
 }
 
-fn signed_mod64(a: u64, b: u64) -> u64 {
+pub(crate) fn signed_mod64(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { (a as i64).wrapping_rem(b as i64) as u64 }
 }
 
-fn signed_div32(a: u32, b: u32) -> u32 {
+pub(crate) fn signed_div32(a: u32, b: u32) -> u32 {
     if b == 0 { 0 } else { (a as i32).wrapping_div(b as i32) as u32 }
 }
 
-fn signed_mod32(a: u32, b: u32) -> u32 {
+pub(crate) fn signed_mod32(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { (a as i32).wrapping_rem(b as i32) as u32 }
 }

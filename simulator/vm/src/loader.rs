@@ -15,7 +15,7 @@ use datapath_maps::{MapKind, MapSpec, UpdateMode};
 use crate::api::ProgramId;
 use crate::decode::{self, Decoded};
 use crate::isa::Raw;
-use crate::lower::{LowerError, Lowered};
+use crate::lower::{Entry, LowerError, Lowered};
 
 /// Why an object cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -394,7 +394,7 @@ impl Object {
         if let Some(lowered) = self.lowered.get() {
             return Ok(Arc::clone(lowered));
         }
-        let lowered = Arc::new(Lowered::new(&self.programs, &self.rodata)?);
+        let lowered = Arc::new(Lowered::new(&self.programs, &self.rodata, Entry::Context)?);
         Ok(Arc::clone(self.lowered.get_or_init(|| lowered)))
     }
 }

@@ -62,6 +62,9 @@ pub(crate) struct Anchor {
 }
 
 const ANCHOR: usize = CONTEXT_LEN;
+const SLABS: usize = ANCHOR + size_of::<Anchor>();
+/// Maps whose slabs a lowered program can find.
+pub(crate) const MAX_SLABS: usize = (STACK - SLABS) / 8;
 /// Frames, growing down from here in rbpf's lane, up from [`STACK`] in the checked one.
 pub(crate) const STACK: usize = 4096;
 /// Enough for 33 tail calls out of subprograms.
@@ -133,6 +136,17 @@ impl Space {
     pub(crate) fn context(&mut self) -> &mut SkBuff {
         // SAFETY: the first CONTEXT_LEN bytes are always initialised, aligned to 8, and borrowed through self.
         unsafe { &mut *self.base.as_ptr().cast::<SkBuff>() }
+    }
+
+    /// Writes the table of slabs. Those beyond [`MAX_SLABS`] are left out.
+    pub(crate) fn set_slabs(&mut self, slabs: &[u64]) {
+        let table = self.at(SLABS);
+        for (index, slab) in slabs.iter().take(MAX_SLABS).enumerate() {
+            let word = table.wrapping_add(8 * index).cast::<u64>();
+            // SAFETY: inside the first STACK bytes of the space, aligned to 8.
+            unsafe { word.write(*slab) };
+        }
+        self.anchor().slabs = table as u64;
     }
 
     /// The words behind the context.

@@ -221,6 +221,12 @@ pub(crate) fn size(bytes: u32) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
+/// Host addresses are 64 bits wide wherever this runs, or the upper bits are zero.
+#[inline]
+pub(crate) fn address(address: u64) -> usize {
+    usize::try_from(address).unwrap_or(0)
+}
+
 /// SplitMix64 (Steele, Lea, Flood 2014).
 pub(crate) fn split_mix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -1,6 +1,6 @@
 //! The public instruction-set corpus in every lane, where it is present.
 
-use simulator_vm::{Checked, Env, Object, ProgramId, isa::Raw};
+use simulator_vm::{Checked, Env, Lane, Object, ProgramId, Rbpf, isa::Raw};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -40,29 +40,45 @@ fn corpus() -> Option<Vec<Case>> {
 /// Calls through a register: an instruction that Linux does not have.
 const NOT_LINUX: &[&str] = &["callx"];
 
-#[test]
-fn checked_engine_passes_the_corpus() {
-    let Some(cases) = corpus() else { return };
-    let mut failed = Vec::new();
-    let mut passed = 0;
-    for case in cases {
-        if NOT_LINUX.contains(&case.name.as_str()) {
-            continue;
-        }
-        let object = match Object::assemble(vec![("case", case.code)], vec![]) {
-            Ok(object) => Arc::new(object),
-            Err(error) => {
-                failed.push(format!("{}: {error}", case.name));
-                continue;
-            }
-        };
-        let mut engine = Checked::new(object, 1).unwrap();
-        let mut memory = case.memory.clone();
-        match engine.run_raw(ProgramId(0), &mut memory, &Env::default()) {
-            Ok(r0) if r0 == case.r0 => passed += 1,
-            other => failed.push(format!("{}: {other:x?}, not {:#x}", case.name, case.r0)),
-        }
+fn run(lane: &str, case: &Case) -> Result<u64, String> {
+    let object = Object::assemble(vec![("case", case.code.clone())], vec![]).map_err(|error| error.to_string())?;
+    let object = Arc::new(object);
+    let mut memory = case.memory.clone();
+    let env = Env::default();
+    match lane {
+        "checked" => Checked::new(object, 1).unwrap().run_raw(ProgramId(0), &mut memory, &env),
+        "rbpf" => Rbpf::raw(object, Lane::Interpreter).unwrap().run_raw(ProgramId(0), &mut memory, &env),
+        _ => Rbpf::raw(object, Lane::Jit).unwrap().run_raw(ProgramId(0), &mut memory, &env),
     }
+    .map_err(|error| error.to_string())
+}
+
+fn all_pass(lane: &str) {
+    let Some(cases) = corpus() else { return };
+    let cases: Vec<Case> = cases.into_iter().filter(|case| !NOT_LINUX.contains(&case.name.as_str())).collect();
+    assert_eq!(cases.len(), 312);
+    let failed: Vec<String> = cases
+        .iter()
+        .filter_map(|case| match run(lane, case) {
+            Ok(r0) if r0 == case.r0 => None,
+            other => Some(format!("{}: {other:x?}, not {:#x}", case.name, case.r0)),
+        })
+        .collect();
     assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
-    assert_eq!(passed, 312);
+}
+
+#[test]
+fn the_checked_engine_passes_the_corpus() {
+    all_pass("checked");
+}
+
+#[test]
+fn the_rbpf_interpreter_passes_the_corpus() {
+    all_pass("rbpf");
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn the_rbpf_machine_code_passes_the_corpus() {
+    all_pass("rbpf-jit");
 }
