@@ -169,8 +169,11 @@ impl Compiled {
         }
         let by_name: BTreeMap<&str, &Node> = cluster.nodes.iter().map(|node| (node.name.as_str(), node)).collect();
         for pod in cluster.pods.values().filter(|pod| !pod.host_network) {
-            let (holder, flags) = underlay(by_name.get(pod.node.as_str()).and_then(|node| node.underlay()));
             let local = locals.get(&pod.name);
+            // A pod of this node that has no endpoint (yet) cannot be reached at all, least of all through the tunnel.
+            let reachable = local.is_some() || pod.node != own.name;
+            let holder = by_name.get(pod.node.as_str()).filter(|_| reachable);
+            let (holder, flags) = underlay(holder.and_then(|node| node.underlay()));
             for &address in &pod.addresses {
                 let entry = IpEntry {
                     identity: self.identity(node, address),

@@ -148,9 +148,10 @@ impl Model {
     /// Everything that does not fit; then nothing has changed.
     pub fn apply(&mut self, objects: Vec<Object>) -> Result<(), InputErrors> {
         let mut all = self.objects.clone();
+        let mut places: BTreeMap<ObjectKey, usize> = all.iter().map(Object::key).zip(0..).collect();
         for object in objects {
-            let key = object.key();
-            match all.iter_mut().find(|old| old.key() == key) {
+            let place = *places.entry(object.key()).or_insert(all.len());
+            match all.get_mut(place) {
                 Some(old) => *old = object,
                 None => all.push(object),
             }

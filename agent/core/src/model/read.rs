@@ -279,6 +279,12 @@ fn read_node(meta: Meta, fields: &mut Fields<'_>, report: &mut Report) -> NodeOb
             Some(field) => field.list(report).iter().filter_map(|item| read_prefix(item, report)).collect(),
             None => one.into_iter().collect(),
         };
+        for ipv4 in [true, false] {
+            if node.pod_cidrs.iter().filter(|prefix| prefix.is_ipv4() == ipv4).count() > 1 {
+                let text = "has at most one prefix of a family".to_owned();
+                spec.wrong("podCIDRs", report, Problem::Conflict(text));
+            }
+        }
         if let (Some(one), Some(first)) = (one, node.pod_cidrs.first())
             && one != *first
         {

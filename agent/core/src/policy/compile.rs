@@ -81,20 +81,13 @@ impl CompiledPolicy {
     }
 
     /// Adds what the policy allows a pod that it selects.
-    pub(super) fn entries(
-        &self,
-        direction: Direction,
-        subject: &Pod,
-        cluster: &Resolved,
-        peers: &Peers,
-        state: &mut PolicyState,
-    ) {
+    pub(super) fn entries(&self, direction: Direction, subject: &Pod, peers: &Peers, state: &mut PolicyState) {
         let rules = match direction {
             Direction::Ingress => &self.ingress,
             Direction::Egress => &self.egress,
         };
         for rule in rules {
-            rule.entries(direction, subject, cluster, peers, state);
+            rule.entries(direction, subject, peers, state);
         }
     }
 }
@@ -109,28 +102,19 @@ impl CompiledRule {
                 blocks.push(block.clone());
             }
         }
-        let anybody = rule.peers.is_empty() || cover_everything(cluster, blocks.iter());
+        let anybody = rule.peers.is_empty() || cover_everything(cluster, &blocks);
         Self { id, anybody, identities, blocks, ports: rule.ports.clone() }
     }
 
-    fn entries(
-        &self,
-        direction: Direction,
-        subject: &Pod,
-        _cluster: &Resolved,
-        peers: &Peers,
-        state: &mut PolicyState,
-    ) {
+    fn entries(&self, direction: Direction, subject: &Pod, peers: &Peers, state: &mut PolicyState) {
         let verdict = Verdict::allow(self.id);
         let mut selected = BTreeSet::new();
         if self.anybody {
             selected.insert(ids::UNKNOWN);
         } else {
             selected.clone_from(&self.identities);
-            let ingress = direction == Direction::Ingress;
             for block in &self.blocks {
-                // The own node reaches its pods without any rule.
-                peers.select_nodes(&subject.node, block, !ingress, ingress, &mut selected);
+                peers.select_nodes(&subject.node, block, direction, &mut selected);
             }
         }
         let mut allow = |l4: L4| {

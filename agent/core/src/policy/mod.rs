@@ -2,14 +2,15 @@
 //!
 //! **Who is a peer.** Every address belongs to an identity, and a rule allows identities:
 //! - pods: one identity for the pods of a namespace with the same labels. Where policies' blocks (`ipBlock`) hold some of
-//!   their addresses and not others, each set of blocks has an identity of its own, so that a block selects exactly the
-//!   pods in it. This holds per address: in a dual-stack cluster the two addresses of a pod may have two identities.
+//!   their addresses and not others, those are told apart by the blocks that make the difference, so that a block selects
+//!   exactly the pods in it. This goes by address: in a dual-stack cluster a pod may have an identity per family. Pods in
+//!   their node's network are part of the node: no policy is about them and no label selects them.
 //! - addresses outside: a node-local identity for each prefix that a policy names (as `cidr` or `except`); the longest
 //!   one that holds an address is its owner. A block allows the prefixes inside it that are in none of its exceptions.
 //!   The prefix of length 0 is the world.
-//! - nodes: `HOST` (own) and `REMOTE_NODE`; where blocks tell remote nodes' addresses apart, each set of blocks has a
+//! - nodes: `HOST` (own) and `REMOTE_NODE`; where blocks tell nodes' addresses apart, each set of blocks has a
 //!   node-local identity. Two approximations: packets of a remote node that come through the tunnel carry `REMOTE_NODE`
-//!   whatever the address, so an ingress rule allows that identity when its blocks hold any remote node's address; and
+//!   whatever their source, so an ingress rule allows that identity when its blocks hold any remote node's address; and
 //!   `HOST` is one identity for all addresses of the own node, allowed when the blocks hold any of them.
 //!
 //! **Named ports.** Ingress: the subject's container ports of that name and protocol. Egress: those of the peer pods, per
@@ -81,7 +82,7 @@ impl Compiled {
 
     /// Every pod's and node's address with its identity as a node sees it, in order.
     pub fn addresses<'a>(&'a self, node: &'a str) -> impl Iterator<Item = (IpAddr, Identity)> + 'a {
-        self.peers.addresses(&self.cluster, node)
+        self.peers.addresses(node)
     }
 
     /// Prefixes outside the cluster that have an identity of their own.
@@ -114,7 +115,7 @@ impl Compiled {
         let mut isolated = false;
         for policy in self.selecting(pod, direction) {
             isolated = true;
-            policy.entries(direction, subject, &self.cluster, &self.peers, &mut state);
+            policy.entries(direction, subject, &self.peers, &mut state);
         }
         if !isolated {
             state.insert(datapath_abi::ids::UNKNOWN, L4::ANY, Verdict::allow(NO_RULE));
@@ -130,7 +131,7 @@ impl Compiled {
     }
 }
 
-/// The blocks that a policy's rules of a direction it isolates name.
+/// The rules of the directions that a policy isolates; the API ignores the others.
 fn used_rules(policy: &NetworkPolicy) -> impl Iterator<Item = &crate::model::PolicyRule> {
     let ingress = policy.isolates_ingress.then_some(&policy.ingress);
     let egress = policy.isolates_egress.then_some(&policy.egress);

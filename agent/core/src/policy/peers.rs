@@ -8,17 +8,21 @@ use datapath_abi::ids::{self, Identity};
 use crate::identity::{IdentityAllocator, IdentityError, Owner};
 use crate::labels::{Labels, Selector};
 use crate::model::{IpBlock, PeerSelector, Pod, Protocol, Resolved};
+use crate::policy::Direction;
 use crate::prefix::Prefix;
+
+/// Blocks by their index in [`Peers::blocks`].
+type BlockSet = BTreeSet<usize>;
 
 /// Addresses of pods that share an identity.
 #[derive(Clone, Debug)]
 pub(super) struct Group {
     pub(super) identity: Identity,
-    pub(super) namespace: String,
-    pub(super) labels: Labels,
-    pub(super) namespace_labels: Labels,
+    namespace: String,
+    labels: Labels,
+    namespace_labels: Labels,
     /// Blocks that hold the addresses.
-    blocks: BTreeSet<IpBlock>,
+    blocks: BlockSet,
     /// Numbers of the pods' named ports.
     named: BTreeMap<(String, Protocol), BTreeSet<u16>>,
 }
@@ -28,80 +32,117 @@ impl Group {
         self.named.get(&(name.to_owned(), protocol)).into_iter().flatten().copied()
     }
 
-    pub(super) fn is_selected(&self, home: &str, namespaces: Option<&Selector>, pods: Option<&Selector>) -> bool {
+    fn is_selected(&self, home: &str, namespaces: Option<&Selector>, pods: Option<&Selector>) -> bool {
         namespaces.map_or(self.namespace == home, |selector| selector.matches(&self.namespace_labels))
             && pods.is_none_or(|selector| selector.matches(&self.labels))
     }
 }
 
+/// An address of a node.
+#[derive(Clone, Debug)]
+struct NodeAddress {
+    node: String,
+    /// Identity on other nodes.
+    identity: Identity,
+    blocks: BlockSet,
+}
+
 /// All peers of the cluster.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Peers {
+    /// Every block that a rule in force names, in order.
+    blocks: Vec<IpBlock>,
     groups: Vec<Group>,
-    /// Addresses of pods.
     pods: BTreeMap<IpAddr, Identity>,
-    /// Addresses of nodes: node, identity on other nodes, blocks.
-    nodes: BTreeMap<IpAddr, (String, Identity, BTreeSet<IpBlock>)>,
-    /// Prefixes outside the cluster; those of length 0 are not here.
+    nodes: BTreeMap<IpAddr, NodeAddress>,
+    /// Prefixes outside the cluster; those of length 0 are the world, not here.
     prefixes: BTreeMap<Prefix, Identity>,
 }
 
-type GroupKey<'a> = (&'a str, &'a Labels);
+/// Pods that have the same labels.
+struct Alike<'a> {
+    namespace: &'a str,
+    labels: &'a Labels,
+    namespace_labels: &'a Labels,
+    /// Their addresses, by the blocks that hold them.
+    parts: BTreeMap<BlockSet, Vec<(IpAddr, &'a Pod)>>,
+}
+
+impl Alike<'_> {
+    fn owner(&self, set: &BlockSet, blocks: &[IpBlock]) -> Owner {
+        Owner::Pods {
+            namespace: self.namespace.to_owned(),
+            labels: self.labels.clone(),
+            namespace_labels: self.namespace_labels.clone(),
+            blocks: difference(set, self.parts.keys(), blocks),
+        }
+    }
+}
+
+/// The blocks of a set that are not in all of the sets: what tells its addresses from the others.
+fn difference<'a>(
+    set: &BlockSet,
+    sets: impl Iterator<Item = &'a BlockSet> + Clone,
+    blocks: &[IpBlock],
+) -> BTreeSet<IpBlock> {
+    let told = set.iter().filter(|block| !sets.clone().all(|other| other.contains(block)));
+    told.filter_map(|&block| blocks.get(block).cloned()).collect()
+}
+
+fn group_pods<'a>(cluster: &'a Resolved, none: &'a Labels, blocks: &[IpBlock]) -> Vec<Alike<'a>> {
+    let mut by_labels: BTreeMap<(&str, &Labels), Alike<'a>> = BTreeMap::new();
+    for pod in cluster.pods.values().filter(|pod| !pod.host_network) {
+        let namespace = pod.name.namespace.as_str();
+        let alike = by_labels.entry((namespace, &pod.labels)).or_insert_with(|| Alike {
+            namespace,
+            labels: &pod.labels,
+            namespace_labels: cluster.namespaces.get(namespace).unwrap_or(none),
+            parts: BTreeMap::new(),
+        });
+        for &address in &pod.addresses {
+            alike.parts.entry(covering(blocks, address)).or_default().push((address, pod));
+        }
+    }
+    by_labels.into_values().collect()
+}
+
+fn covering(blocks: &[IpBlock], address: IpAddr) -> BlockSet {
+    let held = blocks.iter().enumerate().filter(|(_, block)| block.contains(address));
+    held.map(|(index, _)| index).collect()
+}
 
 impl Peers {
     pub(super) fn new(cluster: &Resolved, identities: &mut IdentityAllocator) -> Result<Self, IdentityError> {
-        let blocks = blocks(cluster);
-        let covering = |address: IpAddr| -> BTreeSet<IpBlock> {
-            blocks.iter().filter(|block| block.contains(address)).cloned().collect()
-        };
+        let blocks: Vec<IpBlock> = blocks(cluster).into_iter().collect();
         let none = Labels::new();
-
-        // Pods of the same labels, by the blocks that hold their addresses.
-        let mut pods: BTreeMap<GroupKey<'_>, BTreeMap<BTreeSet<IpBlock>, Vec<(IpAddr, &Pod)>>> = BTreeMap::new();
-        for pod in cluster.pods.values().filter(|pod| !pod.host_network) {
-            let key = (pod.name.namespace.as_str(), &pod.labels);
-            let parts = pods.entry(key).or_default();
-            for &address in &pod.addresses {
-                parts.entry(covering(address)).or_default().push((address, pod));
-            }
-        }
-        let mut nodes: BTreeMap<IpAddr, (String, BTreeSet<IpBlock>)> = BTreeMap::new();
+        let alike = group_pods(cluster, &none, &blocks);
+        let mut nodes = Vec::new();
         for node in &cluster.nodes {
             for &address in &node.addresses {
-                nodes.insert(address, (node.name.clone(), covering(address)));
+                nodes.push((address, node, covering(&blocks, address)));
             }
         }
-        let node_sets: BTreeSet<&BTreeSet<IpBlock>> = nodes.values().map(|(_, set)| set).collect();
-        let nodes_differ = node_sets.len() > 1;
-
-        let mut wanted: BTreeSet<Owner> = BTreeSet::new();
-        let mut prefixes: BTreeSet<Prefix> = BTreeSet::new();
-        for block in &blocks {
-            prefixes.extend(std::iter::once(&block.prefix).chain(&block.except));
-        }
-        prefixes.retain(|prefix| prefix.length() > 0);
-        wanted.extend(prefixes.iter().map(|prefix| Owner::Prefix(*prefix)));
-        if nodes_differ {
-            let sets = node_sets.iter().filter(|set| !set.is_empty());
-            wanted.extend(sets.map(|set| Owner::Nodes(BTreeSet::clone(set))));
-        }
-        let owner_of = |key: &GroupKey<'_>, set: &BTreeSet<IpBlock>, split: bool| Owner::Pods {
-            namespace: key.0.to_owned(),
-            labels: key.1.clone(),
-            namespace_labels: cluster.namespaces.get(key.0).unwrap_or(&none).clone(),
-            blocks: if split { set.clone() } else { BTreeSet::new() },
+        let node_sets: BTreeSet<&BlockSet> = nodes.iter().map(|(_, _, set)| set).collect();
+        let node_owner = |set: &BlockSet| {
+            let differ = node_sets.len() > 1;
+            differ.then(|| Owner::Nodes(difference(set, node_sets.iter().copied(), &blocks)))
         };
-        for (key, parts) in &pods {
-            let split = parts.len() > 1;
-            wanted.extend(parts.keys().map(|set| owner_of(key, set, split)));
-        }
-        identities.assign(&wanted)?;
+        let prefixes: BTreeSet<Prefix> = (blocks.iter())
+            .flat_map(|block| std::iter::once(&block.prefix).chain(&block.except))
+            .filter(|prefix| prefix.length() > 0)
+            .copied()
+            .collect();
 
+        let mut wanted: BTreeSet<Owner> = prefixes.iter().copied().map(Owner::Prefix).collect();
+        wanted.extend(nodes.iter().filter_map(|(_, _, set)| node_owner(set)));
+        wanted.extend(alike.iter().flat_map(|alike| alike.parts.keys().map(|set| alike.owner(set, &blocks))));
+        identities.assign(&wanted)?;
         let number = |owner: &Owner| identities.number(owner).unwrap_or(ids::UNMANAGED);
+
         let mut peers = Self::default();
-        for (key, parts) in &pods {
-            for (set, members) in parts {
-                let identity = number(&owner_of(key, set, parts.len() > 1));
+        for alike in &alike {
+            for (set, members) in &alike.parts {
+                let identity = number(&alike.owner(set, &blocks));
                 let mut named: BTreeMap<(String, Protocol), BTreeSet<u16>> = BTreeMap::new();
                 for (address, pod) in members {
                     peers.pods.insert(*address, identity);
@@ -113,20 +154,21 @@ impl Peers {
                 }
                 peers.groups.push(Group {
                     identity,
-                    namespace: key.0.to_owned(),
-                    labels: key.1.clone(),
-                    namespace_labels: cluster.namespaces.get(key.0).unwrap_or(&none).clone(),
+                    namespace: alike.namespace.to_owned(),
+                    labels: alike.labels.clone(),
+                    namespace_labels: alike.namespace_labels.clone(),
                     blocks: set.clone(),
                     named,
                 });
             }
         }
-        for (address, (node, set)) in nodes {
-            let identity =
-                if nodes_differ && !set.is_empty() { number(&Owner::Nodes(set.clone())) } else { ids::REMOTE_NODE };
-            peers.nodes.insert(address, (node, identity, set));
+        for (address, node, set) in &nodes {
+            let identity = node_owner(set).map_or(ids::REMOTE_NODE, |owner| number(&owner));
+            let node = NodeAddress { node: node.name.clone(), identity, blocks: set.clone() };
+            peers.nodes.insert(*address, node);
         }
         peers.prefixes = prefixes.into_iter().map(|prefix| (prefix, number(&Owner::Prefix(prefix)))).collect();
+        peers.blocks = blocks;
         Ok(peers)
     }
 
@@ -138,21 +180,14 @@ impl Peers {
         &self.prefixes
     }
 
-    pub(super) fn addresses<'a>(
-        &'a self,
-        _cluster: &'a Resolved,
-        node: &'a str,
-    ) -> impl Iterator<Item = (IpAddr, Identity)> + 'a {
-        let nodes = self
-            .nodes
-            .iter()
-            .map(move |(address, (owner, identity, _))| (*address, if owner == node { ids::HOST } else { *identity }));
+    pub(super) fn addresses<'a>(&'a self, node: &'a str) -> impl Iterator<Item = (IpAddr, Identity)> + 'a {
+        let nodes = self.nodes.iter().map(move |(address, owner)| (*address, owner.seen_from(node)));
         self.pods.iter().map(|(address, identity)| (*address, *identity)).chain(nodes)
     }
 
     pub(super) fn identity(&self, cluster: &Resolved, node: &str, address: IpAddr) -> Identity {
-        if let Some((owner, identity, _)) = self.nodes.get(&address) {
-            return if owner == node { ids::HOST } else { *identity };
+        if let Some(owner) = self.nodes.get(&address) {
+            return owner.seen_from(node);
         }
         if let Some(identity) = self.pods.get(&address) {
             return *identity;
@@ -160,55 +195,63 @@ impl Peers {
         let longest = (self.prefixes.iter())
             .filter(|(prefix, _)| prefix.contains(address))
             .max_by_key(|(prefix, _)| prefix.length());
-        match longest {
-            Some((_, identity)) => *identity,
-            None => world(cluster, address.is_ipv4()),
-        }
+        longest.map_or_else(|| world(cluster, address.is_ipv4()), |(_, identity)| *identity)
     }
 
     /// Identities that a peer of a policy in namespace `home` stands for, nodes aside.
     pub(super) fn select(&self, cluster: &Resolved, home: &str, peer: &PeerSelector, found: &mut BTreeSet<Identity>) {
         match peer {
             PeerSelector::Pods { namespaces, pods } => {
-                let selected =
-                    self.groups.iter().filter(|group| group.is_selected(home, namespaces.as_ref(), pods.as_ref()));
+                let (namespaces, pods) = (namespaces.as_ref(), pods.as_ref());
+                let selected = self.groups.iter().filter(|group| group.is_selected(home, namespaces, pods));
                 found.extend(selected.map(|group| group.identity));
             }
             PeerSelector::Block(block) => {
-                let groups = self.groups.iter().filter(|group| group.blocks.contains(block));
-                found.extend(groups.map(|group| group.identity));
+                if let Ok(index) = self.blocks.binary_search(block) {
+                    let groups = self.groups.iter().filter(|group| group.blocks.contains(&index));
+                    found.extend(groups.map(|group| group.identity));
+                }
                 let inside = (self.prefixes.iter()).filter(|(prefix, _)| {
                     block.prefix.covers(**prefix) && !block.except.iter().any(|hole| hole.covers(**prefix))
                 });
                 found.extend(inside.map(|(_, identity)| *identity));
-                if block.prefix.length() == 0 {
-                    found.insert(world(cluster, block.prefix.is_ipv4()));
+                let ipv4 = block.prefix.is_ipv4();
+                if block.prefix.length() == 0 && (if ipv4 { cluster.ipv4 } else { cluster.ipv6 }) {
+                    found.insert(world(cluster, ipv4));
                 }
             }
         }
     }
 
-    /// Identities of nodes in a block, as node `node` sees them: all of them in any case, `HOST` with `own`, and with
-    /// `tunnel` the identity that remote nodes have in the tunnel.
+    /// Identities of the nodes in a block, as `node` sees them.
     pub(super) fn select_nodes(
         &self,
         node: &str,
         block: &IpBlock,
-        own: bool,
-        tunnel: bool,
+        direction: Direction,
         found: &mut BTreeSet<Identity>,
     ) {
-        for (owner, identity, blocks) in self.nodes.values() {
-            if !blocks.contains(block) {
-                continue;
-            }
-            if owner == node {
-                found.extend(own.then_some(ids::HOST));
-            } else {
-                found.insert(*identity);
-                found.extend(tunnel.then_some(ids::REMOTE_NODE));
+        let Ok(index) = self.blocks.binary_search(block) else {
+            return;
+        };
+        for owner in self.nodes.values().filter(|owner| owner.blocks.contains(&index)) {
+            let own = owner.node == node;
+            match direction {
+                // The own node reaches its pods without any rule.
+                Direction::Ingress if own => {}
+                // Directly, or through the tunnel.
+                Direction::Ingress => found.extend([owner.identity, ids::REMOTE_NODE]),
+                Direction::Egress => {
+                    found.insert(owner.seen_from(node));
+                }
             }
         }
+    }
+}
+
+impl NodeAddress {
+    fn seen_from(&self, node: &str) -> Identity {
+        if self.node == node { ids::HOST } else { self.identity }
     }
 }
 
@@ -233,16 +276,11 @@ fn world(cluster: &Resolved, ipv4: bool) -> Identity {
     }
 }
 
-/// Whether a set of blocks holds every address that exists in the cluster's families.
-pub(super) fn cover_everything<'a>(cluster: &Resolved, blocks: impl Iterator<Item = &'a IpBlock>) -> bool {
-    let mut ipv4 = !cluster.ipv4;
-    let mut ipv6 = !cluster.ipv6;
-    for block in blocks.filter(|block| block.prefix.length() == 0 && block.except.is_empty()) {
-        if block.prefix.is_ipv4() {
-            ipv4 = true;
-        } else {
-            ipv6 = true;
-        }
-    }
-    ipv4 && ipv6
+/// Whether blocks hold every address that exists in the cluster's families.
+pub(super) fn cover_everything(cluster: &Resolved, blocks: &[IpBlock]) -> bool {
+    let all = |ipv4: bool| {
+        let whole = |block: &IpBlock| block.prefix.length() == 0 && block.except.is_empty();
+        blocks.iter().any(|block| block.prefix.is_ipv4() == ipv4 && whole(block))
+    };
+    !blocks.is_empty() && (all(true) || !cluster.ipv4) && (all(false) || !cluster.ipv6)
 }
