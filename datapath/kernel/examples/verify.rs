@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 fn main() -> Result<(), KernelError> {
     let config = Config::with_defaults(250);
     let globals: [(&str, &[u8]); 1] = [(SYMBOL, config.as_bytes())];
-    let mut options = LoadOptions { max_entries: Some(1024), instrument: false, globals: &globals };
+    let mut options = LoadOptions { max_entries: Some(1024), globals: &globals, ..LoadOptions::default() };
     let mut file = None;
     for argument in std::env::args().skip(1) {
         match argument.as_str() {

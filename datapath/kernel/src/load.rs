@@ -26,6 +26,8 @@ pub struct LoadOptions<'a> {
     pub instrument: bool,
     /// Globals of `.rodata` to set, by name.
     pub globals: &'a [(&'a str, &'a [u8])],
+    /// Only these programs; `None`: all.
+    pub only: Option<&'a [&'a str]>,
 }
 
 /// An object in the kernel. Dropping it frees maps and programs that nothing else refers to.
@@ -64,8 +66,12 @@ impl Parts {
             }
             maps.add(map)?;
         }
+        let mut linked = object.link(&maps)?;
+        if let Some(only) = options.only {
+            linked.retain(|program| only.contains(&program.name.as_str()));
+        }
         Ok(Self {
-            linked: object.link(&maps)?,
+            linked,
             license: object.license(),
             // The copy's appended subprograms have no types, and the kernel wants all or none.
             btf: if options.instrument { None } else { btf(&object)? },

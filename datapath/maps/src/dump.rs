@@ -5,8 +5,8 @@ use std::fmt::{Debug, Write as _};
 
 use datapath_abi::maps::MapId;
 use datapath_abi::{
-    Addr4, Addr6, CidrKey4, CidrKey6, CtEntry, CtKey4, CtKey6, FragEntry, FragKey4, FragKey6,
-    IpEntry, MetricsEntry, PolicyEntry, PolicyKey,
+    Addr4, Addr6, CidrKey4, CidrKey6, CtEntry, CtKey4, CtKey6, FragEntry, FragKey4, FragKey6, IpEntry, MetricsEntry,
+    PolicyEntry, PolicyKey,
 };
 use zerocopy::FromBytes;
 
@@ -16,9 +16,7 @@ use crate::store::{MapError, MapStore};
 type Render = fn(&[u8]) -> Option<String>;
 
 fn text<T: FromBytes + Debug>(bytes: &[u8]) -> Option<String> {
-    T::read_from_bytes(bytes)
-        .ok()
-        .map(|value| format!("{value:?}"))
+    T::read_from_bytes(bytes).ok().map(|value| format!("{value:?}"))
 }
 
 /// How keys and values of each map are written; a map that is not here is written in hex.
@@ -56,11 +54,8 @@ pub fn dump_map(store: &dyn MapStore, map: MapId) -> Result<String, MapError> {
         .iter()
         .find(|(typed, ..)| *typed == map)
         .map_or((None, None), |(_, key, value)| (Some(*key), Some(*value)));
-    let render = |render: Option<Render>, bytes: &[u8]| {
-        render
-            .and_then(|render| render(bytes))
-            .unwrap_or_else(|| hex(bytes))
-    };
+    let render =
+        |render: Option<Render>, bytes: &[u8]| render.and_then(|render| render(bytes)).unwrap_or_else(|| hex(bytes));
     let mut lines = String::new();
     let mut shown = 0;
     for (key, value) in &entries {
@@ -80,11 +75,7 @@ pub fn dump_map(store: &dyn MapStore, map: MapId) -> Result<String, MapError> {
             let _ = writeln!(lines, "  {key} => {}", render(value_text, value));
         }
     }
-    Ok(format!(
-        "{} ({}): {shown}\n{lines}",
-        spec.name,
-        spec.kind.name()
-    ))
+    Ok(format!("{} ({}): {shown}\n{lines}", spec.name, spec.kind.name()))
 }
 
 /// All maps the store has, in catalogue order; ring buffers have no entries and are left out.
@@ -118,32 +109,22 @@ mod tests {
             if spec.kind == MapKind::RingBuf {
                 continue;
             }
-            let (_, key, value) = TYPED
-                .iter()
-                .find(|(typed, ..)| typed == map)
-                .unwrap_or_else(|| panic!("dump.rs: TYPED lacks {map:?}"));
-            assert!(
-                key(&vec![0; spec.key_size as usize]).is_some(),
-                "{map:?} key"
-            );
-            assert!(
-                value(&vec![0; spec.value_size as usize]).is_some(),
-                "{map:?} value"
-            );
+            let (_, key, value) =
+                TYPED.iter().find(|(typed, ..)| typed == map).unwrap_or_else(|| panic!("dump.rs: TYPED lacks {map:?}"));
+            assert!(key(&vec![0; spec.key_size as usize]).is_some(), "{map:?} key");
+            assert!(value(&vec![0; spec.value_size as usize]).is_some(), "{map:?} value");
         }
     }
 
     #[test]
     fn dump_names_map_key_and_value_in_key_order() {
-        let specs = MapId::ALL.iter().map(|map| MapSpec {
-            max_entries: MapSpec::of(*map).max_entries.min(4096),
-            ..MapSpec::of(*map)
-        });
+        let specs = MapId::ALL
+            .iter()
+            .map(|map| MapSpec { max_entries: MapSpec::of(*map).max_entries.min(4096), ..MapSpec::of(*map) });
         let mut maps = MemoryMaps::new(specs, 2).unwrap();
         for last in [9, 7] {
             let value = vec![0; size_of::<IpEntry>()];
-            maps.update(MapId::Ipcache4, &[10, 0, 0, last], &value, UpdateMode::Any)
-                .unwrap();
+            maps.update(MapId::Ipcache4, &[10, 0, 0, last], &value, UpdateMode::Any).unwrap();
         }
         let text = dump_map(&maps, MapId::Ipcache4).unwrap();
         let lines: Vec<&str> = text.lines().collect();

@@ -78,12 +78,7 @@ impl MapKind {
     pub const fn is_per_cpu(self) -> bool {
         match self {
             Self::PerCpuArray | Self::PerCpuHash => true,
-            Self::Hash
-            | Self::LruHash
-            | Self::LpmTrie
-            | Self::Array
-            | Self::ProgArray
-            | Self::RingBuf => false,
+            Self::Hash | Self::LruHash | Self::LpmTrie | Self::Array | Self::ProgArray | Self::RingBuf => false,
         }
     }
 
@@ -92,12 +87,7 @@ impl MapKind {
     pub const fn is_array(self) -> bool {
         match self {
             Self::Array | Self::PerCpuArray => true,
-            Self::Hash
-            | Self::LruHash
-            | Self::LpmTrie
-            | Self::PerCpuHash
-            | Self::ProgArray
-            | Self::RingBuf => false,
+            Self::Hash | Self::LruHash | Self::LpmTrie | Self::PerCpuHash | Self::ProgArray | Self::RingBuf => false,
         }
     }
 
@@ -162,12 +152,7 @@ impl MapSpec {
     /// # Errors
     /// [`MapError::Spec`] with the rule that is broken.
     pub fn check(&self) -> Result<(), MapError> {
-        let refuse = |rule: &'static str| {
-            Err(MapError::Spec {
-                map: self.name.clone(),
-                rule,
-            })
-        };
+        let refuse = |rule: &'static str| Err(MapError::Spec { map: self.name.clone(), rule });
         if self.max_entries == 0 {
             return refuse("max_entries must not be 0");
         }

@@ -84,11 +84,7 @@ impl MapError {
             | Errno::Busy
             | Errno::Inval
             | Errno::Opnotsupp
-            | Errno::Notsupp => Self::Refused {
-                map,
-                step: "update",
-                errno: errno.number(),
-            },
+            | Errno::Notsupp => Self::Refused { map, step: "update", errno: errno.number() },
         }
     }
 
@@ -110,16 +106,7 @@ impl MapError {
 }
 
 fn check(map: MapId, part: &'static str, found: usize, given: usize) -> Result<(), MapError> {
-    if found == given {
-        Ok(())
-    } else {
-        Err(MapError::Layout {
-            map,
-            part,
-            found,
-            given,
-        })
-    }
+    if found == given { Ok(()) } else { Err(MapError::Layout { map, part, found, given }) }
 }
 
 /// Whatever holds maps: [`crate::MemoryMaps`], or the kernel's. User space's view: values of per-CPU maps are all
@@ -135,13 +122,7 @@ pub trait MapStore {
     ///
     /// # Errors
     /// [`MapError::Full`], [`MapError::Exists`], [`MapError::Absent`], and as [`Self::lookup`].
-    fn update(
-        &mut self,
-        map: MapId,
-        key: &[u8],
-        value: &[u8],
-        mode: UpdateMode,
-    ) -> Result<(), MapError>;
+    fn update(&mut self, map: MapId, key: &[u8], value: &[u8], mode: UpdateMode) -> Result<(), MapError>;
 
     /// Deletes an entry; false: it was not there.
     ///

@@ -16,49 +16,24 @@ pub trait Plain: FromBytes + IntoBytes + Immutable {}
 impl<T: FromBytes + IntoBytes + Immutable> Plain for T {}
 
 fn parse<T: FromBytes>(map: MapId, part: &'static str, bytes: &[u8]) -> Result<T, MapError> {
-    T::read_from_bytes(bytes).map_err(|_| MapError::Layout {
-        map,
-        part,
-        found: bytes.len(),
-        given: size_of::<T>(),
-    })
+    T::read_from_bytes(bytes).map_err(|_| MapError::Layout { map, part, found: bytes.len(), given: size_of::<T>() })
 }
 
-fn get<K: Plain, V: Plain>(
-    store: &dyn MapStore,
-    map: MapId,
-    key: &K,
-) -> Result<Option<V>, MapError> {
-    store
-        .lookup(map, key.as_bytes())?
-        .map(|bytes| parse(map, "value", &bytes))
-        .transpose()
+fn get<K: Plain, V: Plain>(store: &dyn MapStore, map: MapId, key: &K) -> Result<Option<V>, MapError> {
+    store.lookup(map, key.as_bytes())?.map(|bytes| parse(map, "value", &bytes)).transpose()
 }
 
 fn entries<K: Plain, V: Plain>(store: &dyn MapStore, map: MapId) -> Result<Vec<(K, V)>, MapError> {
-    store
-        .entries(map)?
-        .iter()
-        .map(|(key, value)| Ok((parse(map, "key", key)?, parse(map, "value", value)?)))
-        .collect()
+    store.entries(map)?.iter().map(|(key, value)| Ok((parse(map, "key", key)?, parse(map, "value", value)?))).collect()
 }
 
-fn per_cpu<K: Plain, V: Plain>(
-    store: &dyn MapStore,
-    map: MapId,
-    key: &K,
-) -> Result<Option<Vec<V>>, MapError> {
+fn per_cpu<K: Plain, V: Plain>(store: &dyn MapStore, map: MapId, key: &K) -> Result<Option<Vec<V>>, MapError> {
     let Some(bytes) = store.lookup(map, key.as_bytes())? else {
         return Ok(None);
     };
     let stride = size_of::<V>().next_multiple_of(8).max(8);
     if !bytes.len().is_multiple_of(stride) {
-        return Err(MapError::Layout {
-            map,
-            part: "value",
-            found: bytes.len(),
-            given: size_of::<V>(),
-        });
+        return Err(MapError::Layout { map, part: "value", found: bytes.len(), given: size_of::<V>() });
     }
     bytes
         .chunks_exact(stride)
@@ -84,11 +59,7 @@ impl<'a, K: Plain, V: Plain> TableView<'a, K, V> {
     /// Over one map of a store.
     #[must_use]
     pub fn new(store: &'a dyn MapStore, map: MapId) -> Self {
-        Self {
-            store,
-            map,
-            types: PhantomData,
-        }
+        Self { store, map, types: PhantomData }
     }
 
     /// The value under a key.
@@ -133,11 +104,7 @@ impl<'a, K: Plain, V: Plain> Table<'a, K, V> {
     /// Over one map of a store.
     #[must_use]
     pub fn new(store: &'a mut dyn MapStore, map: MapId) -> Self {
-        Self {
-            store,
-            map,
-            types: PhantomData,
-        }
+        Self { store, map, types: PhantomData }
     }
 
     /// The value under a key.
@@ -177,8 +144,7 @@ impl<'a, K: Plain, V: Plain> Table<'a, K, V> {
     /// # Errors
     /// As [`MapStore::update`].
     pub fn update(&mut self, key: &K, value: &V, mode: UpdateMode) -> Result<(), MapError> {
-        self.store
-            .update(self.map, key.as_bytes(), value.as_bytes(), mode)
+        self.store.update(self.map, key.as_bytes(), value.as_bytes(), mode)
     }
 
     /// Deletes; false: it was not there.

@@ -7,19 +7,8 @@ use datapath_maps::{Errno, MapKind, MapSpec, MemoryMap, UpdateMode, map_flags};
 use proptest::prelude::*;
 
 fn map(kind: MapKind, key_size: u32, value_size: u32, max_entries: u32, cpus: u32) -> MemoryMap {
-    let flags = if kind == MapKind::LpmTrie {
-        map_flags::NO_PREALLOC
-    } else {
-        0
-    };
-    let spec = MapSpec {
-        name: "test".to_owned(),
-        kind,
-        key_size,
-        value_size,
-        max_entries,
-        flags,
-    };
+    let flags = if kind == MapKind::LpmTrie { map_flags::NO_PREALLOC } else { 0 };
+    let spec = MapSpec { name: "test".to_owned(), kind, key_size, value_size, max_entries, flags };
     MemoryMap::new(spec, cpus).unwrap()
 }
 
@@ -176,11 +165,7 @@ fn check_hash(kind: MapKind, key_size: usize, max: u32, ops: &[Op]) {
         if left_in_run.len() < 60 {
             for (slot, bytes) in &left_in_run {
                 assert!(!map.is_live(*slot));
-                assert_eq!(
-                    &value_of(&map, *slot),
-                    bytes,
-                    "stale bytes stay until the run ends"
-                );
+                assert_eq!(&value_of(&map, *slot), bytes, "stale bytes stay until the run ends");
             }
         }
         let entries: Vec<_> = oracle.entries.clone().into_iter().collect();
@@ -197,10 +182,7 @@ struct LpmOracle {
 
 fn prefix(key: &[u8]) -> (u32, Vec<bool>) {
     let bits = u32::from_ne_bytes(key[..4].try_into().unwrap());
-    let data = key[4..]
-        .iter()
-        .flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1 == 1))
-        .collect();
+    let data = key[4..].iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1 == 1)).collect();
     (bits, data)
 }
 
@@ -225,13 +207,7 @@ impl LpmOracle {
             .map(|(_, value)| value.clone())
     }
 
-    fn insert(
-        &mut self,
-        key: &[u8],
-        value: &[u8],
-        mode: UpdateMode,
-        max: usize,
-    ) -> Result<(), Errno> {
+    fn insert(&mut self, key: &[u8], value: &[u8], mode: UpdateMode, max: usize) -> Result<(), Errno> {
         if prefix(key).0 as usize > (key.len() - 4) * 8 {
             return Err(Errno::Inval);
         }
@@ -356,9 +332,7 @@ fn check_ring(ops: &[RingOp]) {
                 assert_eq!(slot.len, *len as usize);
                 assert_eq!(map.ring_reserved_at(slot.offset), Some(slot));
                 serial += 1;
-                let data: Vec<u8> = (0..slot.len)
-                    .map(|i| serial.wrapping_add(i as u64).to_le_bytes()[0])
-                    .collect();
+                let data: Vec<u8> = (0..slot.len).map(|i| serial.wrapping_add(i as u64).to_le_bytes()[0]).collect();
                 map.values_mut()[slot.offset..slot.offset + slot.len].copy_from_slice(&data);
                 model.push_back((data, len.div_ceil(8) * 8 + 8, false, false));
                 serials.push_back(serial);
@@ -432,18 +406,9 @@ fn array_has_every_entry_and_refuses_deletion() {
     assert_eq!(array.find(&key(2)), Some(2));
     assert_eq!(array.find(&key(3)), None);
     assert_eq!(array.insert(&key(1), &[7; 6], UpdateMode::Exist, 0), Ok(1));
-    assert_eq!(
-        array.insert(&key(1), &[7; 6], UpdateMode::NoExist, 0),
-        Err(Errno::Exist)
-    );
-    assert_eq!(
-        array.insert(&key(3), &[7; 6], UpdateMode::Any, 0),
-        Err(Errno::E2big)
-    );
-    assert_eq!(
-        array.insert(&key(1), &[7; 5], UpdateMode::Any, 0),
-        Err(Errno::Inval)
-    );
+    assert_eq!(array.insert(&key(1), &[7; 6], UpdateMode::NoExist, 0), Err(Errno::Exist));
+    assert_eq!(array.insert(&key(3), &[7; 6], UpdateMode::Any, 0), Err(Errno::E2big));
+    assert_eq!(array.insert(&key(1), &[7; 5], UpdateMode::Any, 0), Err(Errno::Inval));
     assert_eq!(array.remove(&key(1)), Err(Errno::Inval));
     assert_eq!(array.value_stride(), 8);
     assert_eq!(array.entries()[1], (key(1).to_vec(), vec![7; 6]));
@@ -461,17 +426,11 @@ fn per_cpu_array_keeps_cpus_apart() {
     expected[16..20].fill(5);
     assert_eq!(array.get_bytes(&key), Some(expected.clone()));
     assert_eq!(array.owner_of(array.value_offset(1, 2)), Some((1, 2)));
-    assert_eq!(
-        array.insert(&key, &[5; 4], UpdateMode::Any, 3),
-        Err(Errno::Inval)
-    );
+    assert_eq!(array.insert(&key, &[5; 4], UpdateMode::Any, 3), Err(Errno::Inval));
     expected[0] = 9;
     array.set_bytes(&key, &expected, UpdateMode::Any).unwrap();
     assert_eq!(array.values()[array.value_range(1, 0)], [9, 0, 0, 0]);
-    assert_eq!(
-        array.set_bytes(&key, &expected[..23], UpdateMode::Any),
-        Err(Errno::Inval)
-    );
+    assert_eq!(array.set_bytes(&key, &expected[..23], UpdateMode::Any), Err(Errno::Inval));
 }
 
 #[test]
@@ -493,22 +452,11 @@ fn program_array_finds_only_filled_slots_and_is_written_from_user_space() {
     let mut programs = map(MapKind::ProgArray, 4, 4, 4, 1);
     let key = |index: u32| index.to_ne_bytes();
     assert_eq!(programs.find(&key(1)), None);
-    programs
-        .set_bytes(&key(1), &7u32.to_ne_bytes(), UpdateMode::Any)
-        .unwrap();
+    programs.set_bytes(&key(1), &7u32.to_ne_bytes(), UpdateMode::Any).unwrap();
     assert_eq!(programs.find(&key(1)), Some(1));
-    assert_eq!(
-        programs.insert(&key(1), &[0; 4], UpdateMode::Any, 0),
-        Err(Errno::Opnotsupp)
-    );
-    assert_eq!(
-        programs.set_bytes(&key(4), &[0; 4], UpdateMode::Any),
-        Err(Errno::E2big)
-    );
-    assert_eq!(
-        programs.set_bytes(&key(2), &[0; 4], UpdateMode::Exist),
-        Err(Errno::Inval)
-    );
+    assert_eq!(programs.insert(&key(1), &[0; 4], UpdateMode::Any, 0), Err(Errno::Opnotsupp));
+    assert_eq!(programs.set_bytes(&key(4), &[0; 4], UpdateMode::Any), Err(Errno::E2big));
+    assert_eq!(programs.set_bytes(&key(2), &[0; 4], UpdateMode::Exist), Err(Errno::Inval));
     assert_eq!(programs.remove(&key(1)), Ok(()));
     assert_eq!(programs.remove(&key(1)), Err(Errno::Noent));
     assert_eq!(programs.remove(&key(9)), Err(Errno::E2big));
@@ -529,10 +477,8 @@ fn user_space_look_ups_do_not_count_as_use() {
 fn more_updates_than_spare_slots_in_one_run_still_work() {
     let mut hash = map(MapKind::Hash, 1, 8, 2, 1);
     for round in 0..1000u64 {
-        hash.insert(&[0], &round.to_ne_bytes(), UpdateMode::Any, 0)
-            .unwrap();
-        hash.insert(&[1], &round.to_ne_bytes(), UpdateMode::Any, 0)
-            .unwrap();
+        hash.insert(&[0], &round.to_ne_bytes(), UpdateMode::Any, 0).unwrap();
+        hash.insert(&[1], &round.to_ne_bytes(), UpdateMode::Any, 0).unwrap();
     }
     assert_eq!(hash.get_bytes(&[1]), Some(999u64.to_ne_bytes().to_vec()));
     assert_eq!(hash.stats().entries, 2);
@@ -542,13 +488,9 @@ fn more_updates_than_spare_slots_in_one_run_still_work() {
 fn a_thousand_deletions_leave_every_other_key_findable() {
     let mut hash = map(MapKind::Hash, 4, 4, 4096, 1);
     for i in 0..4096u32 {
-        hash.insert(&i.to_ne_bytes(), &i.to_ne_bytes(), UpdateMode::Any, 0)
-            .unwrap();
+        hash.insert(&i.to_ne_bytes(), &i.to_ne_bytes(), UpdateMode::Any, 0).unwrap();
     }
-    assert_eq!(
-        hash.insert(&[0xff; 4], &[0; 4], UpdateMode::Any, 0),
-        Err(Errno::E2big)
-    );
+    assert_eq!(hash.insert(&[0xff; 4], &[0; 4], UpdateMode::Any, 0), Err(Errno::E2big));
     for i in (0..4096u32).step_by(3) {
         hash.remove(&i.to_ne_bytes()).unwrap();
     }

@@ -26,12 +26,7 @@ struct Recency {
 
 impl Recency {
     fn new(slots: u32) -> Self {
-        Self {
-            newer: vec![0; slots as usize + 1],
-            older: vec![0; slots as usize + 1],
-            newest: 0,
-            oldest: 0,
-        }
+        Self { newer: vec![0; slots as usize + 1], older: vec![0; slots as usize + 1], newest: 0, oldest: 0 }
     }
 
     fn push(&mut self, slot: u32) {
@@ -157,10 +152,7 @@ impl HashKeys {
                     }
                     to
                 };
-                Ok(Placed {
-                    slot: to,
-                    created: false,
-                })
+                Ok(Placed { slot: to, created: false })
             }
             (None, UpdateMode::Any | UpdateMode::NoExist) => {
                 if self.slots.live() >= self.max_entries {
@@ -175,10 +167,7 @@ impl HashKeys {
                 if let Some(recency) = &mut self.recency {
                     recency.push(slot);
                 }
-                Ok(Placed {
-                    slot,
-                    created: true,
-                })
+                Ok(Placed { slot, created: true })
             }
         }
     }
@@ -192,10 +181,7 @@ impl HashKeys {
 
     fn remove_slot(&mut self, slot: u32) {
         let at = slot as usize * self.words;
-        let state = self.keys[at..at + self.words]
-            .iter()
-            .copied()
-            .fold(super::words::start(0), super::words::absorb);
+        let state = self.keys[at..at + self.words].iter().copied().fold(super::words::start(0), super::words::absorb);
         self.index.remove(super::words::finish(state), slot);
         if let Some(recency) = &mut self.recency {
             recency.unlink(slot);
@@ -211,10 +197,7 @@ impl HashKeys {
 
     pub(super) fn key(&self, slot: u32) -> Vec<u8> {
         let at = slot as usize * self.words;
-        let mut key: Vec<u8> = self.keys[at..at + self.words]
-            .iter()
-            .flat_map(|word| word.to_le_bytes())
-            .collect();
+        let mut key: Vec<u8> = self.keys[at..at + self.words].iter().flat_map(|word| word.to_le_bytes()).collect();
         key.truncate(self.key_size);
         key
     }

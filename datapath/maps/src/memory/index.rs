@@ -20,10 +20,7 @@ impl Index {
     /// For at most `capacity` slots at a time.
     pub(super) fn new(capacity: usize) -> Self {
         let size = (capacity * 2).next_power_of_two().max(8);
-        Self {
-            entries: vec![0; size],
-            mask: size - 1,
-        }
+        Self { entries: vec![0; size], mask: size - 1 }
     }
 
     /// The slot under `hash` for which `same` holds.

@@ -58,17 +58,10 @@ fn hash_prefix(data: &[u64], bits: u32) -> u32 {
 #[inline]
 fn same_prefix(stored: &[u64], data: &[u64], bits: u32) -> bool {
     let full = (bits / 64) as usize;
-    let whole = stored
-        .iter()
-        .zip(data)
-        .take(full)
-        .all(|(stored, data)| stored == data);
+    let whole = stored.iter().zip(data).take(full).all(|(stored, data)| stored == data);
     whole
         && (bits.is_multiple_of(64)
-            || stored
-                .get(full)
-                .zip(data.get(full))
-                .is_some_and(|(stored, data)| *stored == data & mask(bits % 64)))
+            || stored.get(full).zip(data.get(full)).is_some_and(|(stored, data)| *stored == data & mask(bits % 64)))
 }
 
 impl LpmKeys {
@@ -108,9 +101,9 @@ impl LpmKeys {
     #[inline]
     fn exact(&self, data: &[u64], bits: u32) -> (u32, Option<u32>) {
         let hash = hash_prefix(data, bits);
-        let slot = self.index.find(hash, |slot| {
-            self.lengths[slot as usize] == bits && same_prefix(self.stored(slot), data, bits)
-        });
+        let slot = self
+            .index
+            .find(hash, |slot| self.lengths[slot as usize] == bits && same_prefix(self.stored(slot), data, bits));
         (hash, slot)
     }
 
@@ -118,10 +111,7 @@ impl LpmKeys {
     fn longest<const WORDS: usize>(&self, bits: u32, data: &[u8]) -> Option<u32> {
         let mut words = [0; WORDS];
         load_be(data, &mut words);
-        self.in_use
-            .iter()
-            .filter(|(length, _)| *length <= bits)
-            .find_map(|(length, _)| self.exact(&words, *length).1)
+        self.in_use.iter().filter(|(length, _)| *length <= bits).find_map(|(length, _)| self.exact(&words, *length).1)
     }
 
     /// The longest prefix that matches the query and is not longer than it.
@@ -161,10 +151,7 @@ impl LpmKeys {
             }
         };
         let full = (bits / 64) as usize;
-        for word in words
-            .iter_mut()
-            .skip(full + usize::from(!bits.is_multiple_of(64)))
-        {
+        for word in words.iter_mut().skip(full + usize::from(!bits.is_multiple_of(64))) {
             *word = 0;
         }
         if !bits.is_multiple_of(64) {

@@ -77,11 +77,7 @@ impl MemoryMap {
     /// [`MapError::Spec`] for what the kernel would refuse.
     pub fn new(spec: MapSpec, cpus: u32) -> Result<Self, MapError> {
         spec.check()?;
-        let cpus = if spec.kind.is_per_cpu() {
-            cpus.max(1)
-        } else {
-            1
-        };
+        let cpus = if spec.kind.is_per_cpu() { cpus.max(1) } else { 1 };
         let (key, max) = (spec.key_size, spec.max_entries);
         let body = match spec.kind {
             MapKind::Hash => Body::Hash(HashKeys::new(key, max, false, false)),
@@ -101,24 +97,10 @@ impl MemoryMap {
             Body::Ring(_) => (0, Some(max as usize * 2)),
         };
         let bytes = bytes
-            .or_else(|| {
-                stride
-                    .checked_mul(slots as usize)?
-                    .checked_mul(cpus as usize)
-            })
+            .or_else(|| stride.checked_mul(slots as usize)?.checked_mul(cpus as usize))
             .filter(|bytes| *bytes <= MAX_SLAB)
-            .ok_or_else(|| MapError::Spec {
-                map: spec.name.clone(),
-                rule: "the values must fit into 64 GiB",
-            })?;
-        Ok(Self {
-            cpus,
-            slots,
-            stride,
-            values: vec![0; bytes / 8],
-            body,
-            spec,
-        })
+            .ok_or_else(|| MapError::Spec { map: spec.name.clone(), rule: "the values must fit into 64 GiB" })?;
+        Ok(Self { cpus, slots, stride, values: vec![0; bytes / 8], body, spec })
     }
 
     /// Its definition.
@@ -247,13 +229,7 @@ impl MemoryMap {
     /// What the helper returns: E2BIG (hash full, index beyond the array), ENOSPC (trie full), EEXIST, ENOENT by
     /// `mode`, EINVAL (sizes, prefix length). An LRU hash is never full. Programs cannot write program arrays or,
     /// through updates, ring buffers: EOPNOTSUPP.
-    pub fn insert(
-        &mut self,
-        key: &[u8],
-        value: &[u8],
-        mode: UpdateMode,
-        cpu: u32,
-    ) -> Result<u32, Errno> {
+    pub fn insert(&mut self, key: &[u8], value: &[u8], mode: UpdateMode, cpu: u32) -> Result<u32, Errno> {
         if matches!(self.spec.kind, MapKind::ProgArray) {
             return Err(Errno::Opnotsupp);
         }
@@ -317,11 +293,7 @@ impl MemoryMap {
                 self.values.as_mut_bytes()[range].copy_from_slice(value);
             }
             Source::All(value) => {
-                let step = if self.spec.kind.is_per_cpu() {
-                    self.stride
-                } else {
-                    self.spec.value_size as usize
-                };
+                let step = if self.spec.kind.is_per_cpu() { self.stride } else { self.spec.value_size as usize };
                 for (cpu, value) in (0..self.cpus).zip(value.chunks_exact(step)) {
                     let range = self.value_range(slot, cpu);
                     let value = &value[..range.len()];
@@ -392,16 +364,8 @@ impl MemoryMap {
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
         let mut entries: Vec<Entry> = match &self.body {
-            Body::Hash(keys) => keys
-                .slots
-                .iter()
-                .map(|slot| (keys.key(slot), self.read(slot)))
-                .collect(),
-            Body::Lpm(keys) => keys
-                .slots
-                .iter()
-                .map(|slot| (keys.key(slot), self.read(slot)))
-                .collect(),
+            Body::Hash(keys) => keys.slots.iter().map(|slot| (keys.key(slot), self.read(slot))).collect(),
+            Body::Lpm(keys) => keys.slots.iter().map(|slot| (keys.key(slot), self.read(slot))).collect(),
             Body::Array | Body::Programs(_) => {
                 return (0..self.spec.max_entries)
                     .filter(|slot| self.is_live(*slot))
@@ -418,27 +382,13 @@ impl MemoryMap {
     #[must_use]
     pub fn stats(&self) -> MapStats {
         match &self.body {
-            Body::Hash(keys) => MapStats {
-                entries: keys.slots.live().into(),
-                evicted: keys.evicted(),
-                lost: 0,
-            },
-            Body::Lpm(keys) => MapStats {
-                entries: keys.slots.live().into(),
-                ..MapStats::default()
-            },
-            Body::Array => MapStats {
-                entries: self.slots.into(),
-                ..MapStats::default()
-            },
-            Body::Programs(filled) => MapStats {
-                entries: filled.iter().map(|filled| u64::from(*filled)).sum(),
-                ..MapStats::default()
-            },
-            Body::Ring(ring) => MapStats {
-                lost: ring.lost(),
-                ..MapStats::default()
-            },
+            Body::Hash(keys) => MapStats { entries: keys.slots.live().into(), evicted: keys.evicted(), lost: 0 },
+            Body::Lpm(keys) => MapStats { entries: keys.slots.live().into(), ..MapStats::default() },
+            Body::Array => MapStats { entries: self.slots.into(), ..MapStats::default() },
+            Body::Programs(filled) => {
+                MapStats { entries: filled.iter().map(|filled| u64::from(*filled)).sum(), ..MapStats::default() }
+            }
+            Body::Ring(ring) => MapStats { lost: ring.lost(), ..MapStats::default() },
         }
     }
 

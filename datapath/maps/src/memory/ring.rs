@@ -47,13 +47,7 @@ pub(super) struct Ring {
 
 impl Ring {
     pub(super) fn new(size: u32) -> Self {
-        Self {
-            size,
-            next: 0,
-            used: 0,
-            records: VecDeque::new(),
-            lost: 0,
-        }
+        Self { size, next: 0, used: 0, records: VecDeque::new(), lost: 0 }
     }
 
     pub(super) fn reserve(&mut self, size: u32) -> Option<RingSlot> {
@@ -73,25 +67,19 @@ impl Ring {
         if u64::from(self.used) + u64::from(taken) > u64::from(self.size - 1) {
             return None;
         }
-        let slot = RingSlot {
-            offset: (self.next + HEADER) as usize,
-            len: size as usize,
-        };
+        let slot = RingSlot { offset: (self.next + HEADER) as usize, len: size as usize };
         self.next = (self.next + taken) & (self.size - 1);
         self.used += taken;
-        self.records.push_back(Record {
-            slot,
-            taken,
-            state: RecordState::Reserved,
-        });
+        self.records.push_back(Record { slot, taken, state: RecordState::Reserved });
         Some(slot)
     }
 
     fn settle(&mut self, offset: usize, state: RecordState) {
-        let reserved =
-            self.records.iter_mut().rev().find(|record| {
-                record.slot.offset == offset && record.state == RecordState::Reserved
-            });
+        let reserved = self
+            .records
+            .iter_mut()
+            .rev()
+            .find(|record| record.slot.offset == offset && record.state == RecordState::Reserved);
         if let Some(record) = reserved {
             record.state = state;
         }

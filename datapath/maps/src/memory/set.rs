@@ -23,17 +23,11 @@ impl MemoryMaps {
     /// # Errors
     /// [`MapError::Spec`] for a definition the kernel would refuse, or a name given twice.
     pub fn new(specs: impl IntoIterator<Item = MapSpec>, cpus: u32) -> Result<Self, MapError> {
-        let mut all = Self {
-            cpus: cpus.max(1),
-            ..Self::default()
-        };
+        let mut all = Self { cpus: cpus.max(1), ..Self::default() };
         for spec in specs {
             let name = spec.name.clone();
             if all.numbers.contains_key(&name) {
-                return Err(MapError::Spec {
-                    map: name,
-                    rule: "a map's name must be unique",
-                });
+                return Err(MapError::Spec { map: name, rule: "a map's name must be unique" });
             }
             all.maps.push(MemoryMap::new(spec, cpus)?);
             all.numbers.insert(name, all.maps.len() - 1);
@@ -115,8 +109,7 @@ impl MemoryMaps {
     }
 
     fn wanted_mut(&mut self, map: MapId) -> Result<&mut MemoryMap, MapError> {
-        self.by_name_mut(map.name())
-            .ok_or(MapError::Missing { map })
+        self.by_name_mut(map.name()).ok_or(MapError::Missing { map })
     }
 }
 
@@ -127,20 +120,12 @@ impl MapStore for MemoryMaps {
         Ok(memory.get_bytes(key))
     }
 
-    fn update(
-        &mut self,
-        map: MapId,
-        key: &[u8],
-        value: &[u8],
-        mode: UpdateMode,
-    ) -> Result<(), MapError> {
+    fn update(&mut self, map: MapId, key: &[u8], value: &[u8], mode: UpdateMode) -> Result<(), MapError> {
         let memory = self.wanted_mut(map)?;
         MapError::check_key(map, memory.spec(), key)?;
         MapError::check_value(map, memory.spec(), memory.cpus(), value)?;
         let max_entries = memory.spec().max_entries;
-        memory
-            .set_bytes(key, value, mode)
-            .map_err(|errno| MapError::of_update(map, max_entries, errno))
+        memory.set_bytes(key, value, mode).map_err(|errno| MapError::of_update(map, max_entries, errno))
     }
 
     fn delete(&mut self, map: MapId, key: &[u8]) -> Result<bool, MapError> {
@@ -149,11 +134,7 @@ impl MapStore for MemoryMaps {
         match memory.remove(key) {
             Ok(()) => Ok(true),
             Err(Errno::Noent) => Ok(false),
-            Err(errno) => Err(MapError::Refused {
-                map,
-                step: "delete",
-                errno: errno.number(),
-            }),
+            Err(errno) => Err(MapError::Refused { map, step: "delete", errno: errno.number() }),
         }
     }
 

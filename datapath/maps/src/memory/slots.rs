@@ -84,10 +84,7 @@ impl Slots {
 
     /// Live slots in slot order.
     pub(super) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..)
-            .zip(&self.states)
-            .filter(|(_, state)| **state == State::Live)
-            .map(|(slot, _)| slot)
+        (0..).zip(&self.states).filter(|(_, state)| **state == State::Live).map(|(slot, _)| slot)
     }
 
     pub(super) fn clear(&mut self) {

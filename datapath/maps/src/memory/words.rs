@@ -69,9 +69,7 @@ fn tail_le(bytes: &[u8]) -> u64 {
 #[inline]
 pub(super) fn words_le(key: &[u8]) -> impl Iterator<Item = u64> + '_ {
     let (full, tail) = key.as_chunks::<8>();
-    full.iter()
-        .map(|chunk| u64::from_le_bytes(*chunk))
-        .chain((!tail.is_empty()).then(|| tail_le(tail)))
+    full.iter().map(|chunk| u64::from_le_bytes(*chunk)).chain((!tail.is_empty()).then(|| tail_le(tail)))
 }
 
 /// Words in network order (first byte is the highest), as prefixes need them; zero-padded.
