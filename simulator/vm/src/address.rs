@@ -42,7 +42,6 @@ pub(crate) const fn tag(region: usize, slot: u32, offset: u32) -> u64 {
 /// Region, slot and offset of an address. Offsets below 0 come out as huge numbers.
 #[must_use]
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "the fields are cut out of the address")]
 pub(crate) const fn split(address: u64) -> (usize, u32, u32) {
     (
         (address >> REGION_SHIFT) as usize,

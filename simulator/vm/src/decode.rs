@@ -263,27 +263,27 @@ impl Decoder<'_> {
 
 /// Turns an access relative to r10 that lies within the frame into its unchecked form.
 fn in_frame(insn: Insn, base: u8, raw: Raw) -> Insn {
+    const PAIRS: [(Op, Op); 12] = [
+        (Op::LoadB, Op::FrameLoadB),
+        (Op::LoadH, Op::FrameLoadH),
+        (Op::LoadW, Op::FrameLoadW),
+        (Op::LoadD, Op::FrameLoadD),
+        (Op::StoreB, Op::FrameStoreB),
+        (Op::StoreH, Op::FrameStoreH),
+        (Op::StoreW, Op::FrameStoreW),
+        (Op::StoreD, Op::FrameStoreD),
+        (Op::StoreKB, Op::FrameStoreKB),
+        (Op::StoreKH, Op::FrameStoreKH),
+        (Op::StoreKW, Op::FrameStoreKW),
+        (Op::StoreKD, Op::FrameStoreKD),
+    ];
     let frame = i32::try_from(isa::FRAME).unwrap_or(0);
     let bytes = i32::try_from(size::bytes(raw.opcode)).unwrap_or(0);
     let off = i32::from(raw.off) + frame;
     if base != 10 || off < 0 || off + bytes > frame {
         return insn;
     }
-    let op = match insn.op {
-        Op::LoadB => Op::FrameLoadB,
-        Op::LoadH => Op::FrameLoadH,
-        Op::LoadW => Op::FrameLoadW,
-        Op::LoadD => Op::FrameLoadD,
-        Op::StoreB => Op::FrameStoreB,
-        Op::StoreH => Op::FrameStoreH,
-        Op::StoreW => Op::FrameStoreW,
-        Op::StoreD => Op::FrameStoreD,
-        Op::StoreKB => Op::FrameStoreKB,
-        Op::StoreKH => Op::FrameStoreKH,
-        Op::StoreKW => Op::FrameStoreKW,
-        Op::StoreKD => Op::FrameStoreKD,
-        _ => return insn,
-    };
+    let Some(&(_, op)) = PAIRS.iter().find(|(general, _)| *general == insn.op) else { return insn };
     Insn { op, off: off.cast_unsigned(), ..insn }
 }
 

@@ -160,10 +160,10 @@ impl<T: Tracer> Machine<'_, T> {
                 };
             }
             macro_rules! load {
-                ($type:ty, $extend:expr) => {{
+                ($type:ty, |$value:ident| $extend:expr) => {{
                     let address = r[s].wrapping_add(insn.off as i32 as u64);
                     let len = size_of::<$type>();
-                    let value = match self.memory.load(address, len) {
+                    let $value = match self.memory.load(address, len) {
                         // SAFETY: `load` vouches for the bytes; unaligned is fine.
                         Some(from) => unsafe { from.cast::<$type>().read_unaligned() },
                         None => {
@@ -177,8 +177,7 @@ impl<T: Tracer> Machine<'_, T> {
                             wide as $type
                         }
                     };
-                    let extend: fn($type) -> u64 = $extend;
-                    r[d] = extend(value);
+                    r[d] = $extend;
                 }};
             }
             macro_rules! store {
@@ -356,9 +355,9 @@ impl<T: Tracer> Machine<'_, T> {
                 Op::Jsle32K => jump_if!(r[d] as i32 <= imm as i32),
                 Op::Jsle32X => jump_if!(r[d] as i32 <= r[s] as i32),
 
-                Op::LoadB => load!(u8, u64::from),
-                Op::LoadH => load!(u16, u64::from),
-                Op::LoadW => load!(u32, u64::from),
+                Op::LoadB => load!(u8, |value| u64::from(value)),
+                Op::LoadH => load!(u16, |value| u64::from(value)),
+                Op::LoadW => load!(u32, |value| u64::from(value)),
                 Op::LoadD => load!(u64, |value| value),
                 Op::LoadSb => load!(u8, |value| i64::from(value as i8) as u64),
                 Op::LoadSh => load!(u16, |value| i64::from(value as i16) as u64),

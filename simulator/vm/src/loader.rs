@@ -228,13 +228,18 @@ impl Object {
             return Err(LoadError::CoreRelocations);
         }
         for &(name, value) in globals {
-            object.patch_map_data(HashMap::from([(name, (value, true))])).map_err(|error| match error {
-                aya_obj::ParseError::SymbolNotFound { .. }
-                | aya_obj::ParseError::MapNotFound { .. }
-                | aya_obj::ParseError::InvalidGlobalData { .. } => {
-                    LoadError::Global { name: name.to_owned(), size: value.len() }
+            let unknown = || LoadError::Global { name: name.to_owned(), size: value.len() };
+            object.patch_map_data(HashMap::from([(name, (value, true))])).map_err(|error| {
+                if matches!(
+                    error,
+                    aya_obj::ParseError::SymbolNotFound { .. }
+                        | aya_obj::ParseError::MapNotFound { .. }
+                        | aya_obj::ParseError::InvalidGlobalData { .. }
+                ) {
+                    unknown()
+                } else {
+                    LoadError::Parse(error)
                 }
-                other => LoadError::Parse(other),
             })?;
         }
         let license = object.license.to_string_lossy().into_owned();

@@ -99,6 +99,12 @@ impl Rbpf {
         &self.object
     }
 
+    /// Instructions of all programs after lowering.
+    #[must_use]
+    pub fn lowered_slots(&self) -> usize {
+        self.lowered.programs.iter().map(|program| program.code.len() / isa::Raw::SIZE).sum()
+    }
+
     /// All maps, also those that the catalogue does not know.
     #[must_use]
     pub fn memory_maps(&self) -> &MemoryMaps {
@@ -317,9 +323,11 @@ fn enter<const NUMBER: i32>(a: [u64; 5]) -> u64 {
 /// Runs the target in the caller's frame, which ends at a[3]. Negative: done, the rest is its answer.
 fn tail_call(current: *mut Current, a: [u64; 5]) -> u64 {
     const DONE: u64 = 1 << 63;
+    let lowered;
     let target = {
         // SAFETY: as in `enter`.
         let this = unsafe { &mut *current };
+        lowered = this.lowered;
         // SAFETY: as in `enter`.
         let world = unsafe { &mut *this.world };
         // SAFETY: as in `enter`.
@@ -336,7 +344,7 @@ fn tail_call(current: *mut Current, a: [u64; 5]) -> u64 {
         })
     };
     // SAFETY: as in `enter`.
-    let lowered = unsafe { &*(*current).lowered };
+    let lowered = unsafe { &*lowered };
     let Some(target) = target.map(crate::world::size).filter(|&target| target < lowered.programs.len()) else {
         return 0;
     };

@@ -1,4 +1,5 @@
 //! The public instruction-set corpus in every lane, where it is present.
+#![expect(clippy::unwrap_used, reason = "a failing helper of a test is a failing test")]
 
 use simulator_vm::{Checked, Env, Lane, Object, ProgramId, Rbpf, isa::Raw};
 use std::path::PathBuf;

@@ -68,7 +68,6 @@ fn partial(bytes: &[u8], seed: u32) -> u32 {
 }
 
 /// `csum_from32to16`.
-#[expect(clippy::cast_possible_truncation, reason = "the upper half of 32 bits")]
 const fn from_32_to_16(sum: u32) -> u16 {
     (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
