@@ -41,7 +41,7 @@ pub fn possible_cpus() -> Result<u32, KernelError> {
     count_cpus(&text).ok_or_else(|| unreadable(sys::EINVAL))
 }
 
-/// `0-3,8-9` → 10: the highest number counts, as the kernel's `num_possible_cpus` does for a range without holes.
+/// `0-3,8-9` → 6: holes have no values, as in the kernel's `num_possible_cpus`.
 fn count_cpus(list: &str) -> Option<u32> {
     let mut count = 0;
     for part in list.trim().split(',') {

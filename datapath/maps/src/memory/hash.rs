@@ -91,7 +91,7 @@ impl HashKeys {
         let capacity = slots.capacity();
         let words = (key_size as usize).div_ceil(8);
         Self {
-            index: Index::new(capacity as usize),
+            index: Index::new(),
             keys: vec![0; words * capacity as usize],
             words,
             key_size: key_size as usize,

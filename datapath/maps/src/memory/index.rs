@@ -1,7 +1,8 @@
 //! Open-addressing index from a 32-bit hash to a slot. Keys live with the owner, who passes the comparison.
 //!
-//! Invariant: at most half full, so probes are short and always end; removal shifts back, so there are no tombstones
-//! and the table's content depends only on insertions and removals, not on how many there were.
+//! Invariant: at most a quarter full, so probes are short and always end; removal shifts back, so there are no tombstones.
+//! It starts small and doubles (the hashes are in it, so keys are not read again): a map for a million entries that
+//! holds a hundred stays in the cache, and a thousand simulated nodes stay in memory.
 
 use super::words::{high32, low32};
 
@@ -10,17 +11,19 @@ use super::words::{high32, low32};
 pub(super) struct Index {
     entries: Vec<u64>,
     mask: usize,
+    used: usize,
 }
 
 fn pack(hash: u32, slot: u32) -> u64 {
     u64::from(hash) << 32 | u64::from(slot + 1)
 }
 
+/// Entries of a fresh index.
+const SMALLEST: usize = 64;
+
 impl Index {
-    /// For at most `capacity` slots at a time.
-    pub(super) fn new(capacity: usize) -> Self {
-        let size = (capacity * 2).next_power_of_two().max(8);
-        Self { entries: vec![0; size], mask: size - 1 }
+    pub(super) fn new() -> Self {
+        Self { entries: vec![0; SMALLEST], mask: SMALLEST - 1, used: 0 }
     }
 
     /// The slot under `hash` for which `same` holds.
@@ -44,11 +47,28 @@ impl Index {
 
     /// Adds a slot whose key is not in the index.
     pub(super) fn insert(&mut self, hash: u32, slot: u32) {
-        let mut at = hash as usize & self.mask;
+        if (self.used + 1) * 4 > self.entries.len() {
+            self.double();
+        }
+        self.used += 1;
+        self.place(pack(hash, slot));
+    }
+
+    fn place(&mut self, entry: u64) {
+        let mut at = high32(entry) as usize & self.mask;
         while self.entries[at] != 0 {
             at = (at + 1) & self.mask;
         }
-        self.entries[at] = pack(hash, slot);
+        self.entries[at] = entry;
+    }
+
+    fn double(&mut self) {
+        let size = self.entries.len() * 2;
+        let old = std::mem::replace(&mut self.entries, vec![0; size]);
+        self.mask = size - 1;
+        for entry in old.into_iter().filter(|entry| *entry != 0) {
+            self.place(entry);
+        }
     }
 
     /// Where `slot` is.
@@ -91,10 +111,11 @@ impl Index {
             }
         }
         self.entries[hole] = 0;
+        self.used -= 1;
     }
 
-    /// Empties it without touching pages.
+    /// Empties it.
     pub(super) fn clear(&mut self) {
-        self.entries = vec![0; self.entries.len()];
+        *self = Self::new();
     }
 }

@@ -71,7 +71,7 @@ impl LpmKeys {
         let data_size = key_size as usize - 4;
         let words = data_size.div_ceil(8);
         Self {
-            index: Index::new(capacity),
+            index: Index::new(),
             data: vec![0; words * capacity],
             given: vec![0; data_size * capacity],
             lengths: vec![0; capacity],
