@@ -1,0 +1,4 @@
+//! weir-sim: many nodes, real bytecode, no root
+#![forbid(unsafe_code)]
+
+pub mod cluster;
