@@ -1,7 +1,7 @@
 //! Random small clusters: the maps, asked as the datapath asks them, must say what the API's text says.
 //!
 //! The oracle below reads policies object by object and knows neither identities nor tries.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 #[expect(dead_code, reason = "other tests use the rest")]
 mod support;

@@ -188,8 +188,9 @@ fn late(old: Option<&Vec<u8>>, new: &[u8]) -> Late {
         return Late::No;
     }
     let old = old.and_then(|bytes| IpEntry::read_from_bytes(bytes).ok());
-    match old.filter(|old| old.endpoint == wanted.endpoint) {
-        // New here: alive only when its policy is complete and that of an earlier owner of the number is gone.
+    let same = |old: &IpEntry| (old.endpoint, old.ifindex, old.mac) == (wanted.endpoint, wanted.ifindex, wanted.mac);
+    match old.filter(same) {
+        // Another pod: alive only when its policy is complete and that of an earlier owner of the number is gone.
         None => Late::Yes { first: None },
         Some(old) if old.policy_revision == wanted.policy_revision => Late::No,
         Some(old) => {

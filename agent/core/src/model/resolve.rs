@@ -472,7 +472,8 @@ fn one_per_family(addresses: &[IpAddr]) -> Vec<IpAddr> {
     ipv4.into_iter().chain(ipv6).copied().collect()
 }
 
-/// Gives services without an address the next ones of `10.96.0.0/16` and `fd00:10:96::/112`, from `.1`.
+/// Gives services without an address the next ones of `10.96.0.0/16` and `fd00:10:96::/112`. The first address of each is
+/// left to the API server, as everywhere.
 fn cluster_addresses(objects: &[Object], resolved: &mut Resolved, report: &mut Report) {
     let pools = [
         Prefix::new(Ipv4Addr::new(10, 96, 0, 0).into(), 16),
@@ -494,7 +495,7 @@ fn cluster_addresses(objects: &[Object], resolved: &mut Resolved, report: &mut R
         }
     }
     let mut taken: BTreeSet<IpAddr> = taken.into_keys().collect();
-    let mut next = [1, 1];
+    let mut next = [2, 2];
     for object in objects {
         let Object::Service(service) = object else {
             continue;

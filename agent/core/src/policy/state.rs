@@ -173,3 +173,121 @@ impl PolicyState {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn l4(protocol: u8, port: u16, bits: u8) -> L4 {
+        L4 { protocol, port, bits }
+    }
+
+    #[test]
+    fn ranges_become_the_fewest_blocks() {
+        assert_eq!(L4::range(6, 80, 80), [l4(6, 80, 24)]);
+        assert_eq!(L4::range(6, 80, 83), [l4(6, 80, 22)]);
+        assert_eq!(L4::range(6, 79, 82), [l4(6, 79, 24), l4(6, 80, 23), l4(6, 82, 24)]);
+        assert_eq!(L4::range(6, 0, 65_535), [l4(6, 0, 8)]);
+        assert_eq!(L4::range(6, 1, 65_535).len(), 16);
+        assert_eq!(L4::range(6, 65_535, 65_535), [l4(6, 65_535, 24)]);
+    }
+
+    #[test]
+    fn every_range_holds_its_ports_once_and_no_other() {
+        for first in (0..=65_535).step_by(997) {
+            for last in (first..=65_535).step_by(1499) {
+                let blocks = L4::range(17, first, last);
+                let mut next = u32::from(first);
+                for block in &blocks {
+                    assert_eq!(u32::from(block.port), next, "{first}-{last}");
+                    next += 1 << (24 - block.bits);
+                }
+                assert_eq!(next, u32::from(last) + 1, "{first}-{last}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_higher_precedence_removes_what_it_covers() {
+        let mut state = PolicyState::default();
+        state.insert(300, l4(6, 80, 24), Verdict::allow(1));
+        state.insert(300, L4::protocol(6), Verdict::deny(2));
+        state.insert(300, l4(17, 53, 24), Verdict::allow(3));
+        state.finish();
+        let left: Vec<_> = state.iter().map(|(_, _, verdict)| verdict.rule).collect();
+        assert_eq!(left, [2, 3]);
+    }
+
+    #[test]
+    fn a_lower_precedence_does_not_hide_a_longer_prefix() {
+        let mut state = PolicyState::default();
+        state.insert(300, L4::ANY, Verdict::allow(1));
+        state.insert(300, l4(6, 80, 24), Verdict::deny(2));
+        state.finish();
+        assert_eq!(state.iter().count(), 2);
+    }
+
+    /// The verdict by definition: of all entries that match, the highest precedence, then the longest prefix, then the
+    /// exact identity.
+    fn scan(state: &PolicyState, identity: Identity, protocol: u8, port: u16) -> Option<(u32, bool)> {
+        let matching =
+            state.iter().filter(|(peer, l4, _)| (*peer == identity || *peer == 0) && l4.matches(protocol, port));
+        let best = matching.max_by_key(|(peer, l4, verdict)| (verdict.precedence, l4.bits, *peer != 0));
+        best.map(|(_, _, verdict)| (verdict.precedence, verdict.deny))
+    }
+
+    /// What two longest-prefix look-ups give.
+    fn look_up(state: &PolicyState, identity: Identity, protocol: u8, port: u16) -> Option<(u32, bool)> {
+        let longest = |peer: Identity| {
+            let matching = state.iter().filter(|(found, l4, _)| *found == peer && l4.matches(protocol, port));
+            matching.max_by_key(|(_, l4, _)| l4.bits).map(|(_, l4, verdict)| (verdict, l4.bits))
+        };
+        let winner = match (longest(identity), longest(0)) {
+            (Some(exact), Some(any)) => {
+                Some(if (any.0.precedence, any.1) > (exact.0.precedence, exact.1) { any } else { exact })
+            }
+            (exact, any) => exact.or(any),
+        };
+        winner.map(|(verdict, _)| (verdict.precedence, verdict.deny))
+    }
+
+    fn entries() -> impl Strategy<Value = Vec<(Identity, L4, Verdict)>> {
+        let block =
+            (prop_oneof![Just(6_u8), Just(17)], 0_u16..8, 0_u8..=4).prop_map(|(protocol, port, kind)| match kind {
+                0 => L4::ANY,
+                1 => L4::protocol(protocol),
+                2 => l4(protocol, port & !3, 22),
+                3 => l4(protocol, port & !1, 23),
+                _ => l4(protocol, port, 24),
+            });
+        // Three tiers with allow and deny each.
+        let verdict = (0_u32..3, any::<bool>()).prop_map(|(tier, deny)| {
+            let base = if deny { Verdict::deny(1) } else { Verdict::allow(1) };
+            Verdict { precedence: base.precedence + (tier << 8), ..base }
+        });
+        let identity = prop_oneof![Just(0), Just(300), Just(301)];
+        proptest::collection::vec((identity, block, verdict), 0..12)
+    }
+
+    proptest! {
+        #[test]
+        fn two_look_ups_find_what_a_scan_of_all_entries_finds(entries in entries()) {
+            let mut all = PolicyState::default();
+            for (identity, l4, verdict) in entries {
+                all.insert(identity, l4, verdict);
+            }
+            let mut state = all.clone();
+            state.finish();
+            for identity in [300, 301, 302] {
+                for protocol in [6, 17, 132] {
+                    for port in 0..8 {
+                        let expected = scan(&all, identity, protocol, port);
+                        prop_assert_eq!(look_up(&state, identity, protocol, port), expected);
+                    }
+                }
+            }
+        }
+    }
+}
