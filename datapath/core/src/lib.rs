@@ -24,4 +24,4 @@ pub mod wire;
 pub use facts::Facts;
 pub use family::{Family, V4, V6};
 pub use packet::{Packet, TunnelKey};
-pub use verdict::Verdict;
+pub use verdict::{Action, Verdict};

@@ -1,6 +1,6 @@
 //! The small door to packet bytes.
 
-use datapath_abi::Addr6;
+use datapath_abi::{Addr6, IpEntry};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// What a tunnel device knows about a packet it received.
@@ -42,4 +42,9 @@ pub trait Packet {
 
     /// Tunnel metadata, if the packet came out of a tunnel device.
     fn tunnel_key(&self) -> Option<TunnelKey>;
+
+    /// Sets the metadata that a tunnel device makes the outer headers from: `identity` becomes the VNI, `to.node` the
+    /// outer destination. `None` when it cannot be set.
+    #[must_use]
+    fn set_tunnel_key(&mut self, identity: u32, to: &IpEntry) -> Option<()>;
 }

@@ -41,7 +41,7 @@ pub fn arp<P: Packet, T: IpTable<V4> + Node>(packet: &mut P, tables: &T, facts: 
     facts.source_identity = sender.identity;
     if question.operation == arp::REPLY {
         // The node's stack had asked.
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     if question.operation != arp::REQUEST || question.target == question.sender {
         return Err(DropReason::UnknownTarget);
@@ -58,7 +58,7 @@ pub fn arp<P: Packet, T: IpTable<V4> + Node>(packet: &mut P, tables: &T, facts: 
     let header = Ethernet { destination: question.sender_mac, source: gateway, ethertype: ethernet::ARP };
     packet.store(0, header).ok_or(DropReason::WriteError)?;
     packet.store(ethernet::LEN, answer).ok_or(DropReason::WriteError)?;
-    Ok(Verdict::Reflect)
+    Ok(Verdict::REFLECT)
 }
 
 /// Whether it is ICMPv6 that stays on the link: neighbour discovery, multicast listeners, routers, redirects.
@@ -85,7 +85,7 @@ pub fn on_link<P: Packet, T: Tables<V6>>(packet: &mut P, tables: &T, facts: &mut
         icmp::NEIGHBOUR_ADVERTISEMENT => {
             // The node's stack had asked; the pod may answer for its own addresses.
             own_address(tables, facts, &Addr6::from_octets(message.target))?;
-            Ok(Verdict::Pass)
+            Ok(Verdict::PASS)
         }
         // Nothing that a pod may tell the node or other pods.
         _ => Err(DropReason::ForbiddenIcmp6),
@@ -143,7 +143,7 @@ fn solicitation<P: Packet, T: Tables<V6>>(
     packet.store(0, Addresses { destination: asker.source, source: gateway }).ok_or(DropReason::WriteError)?;
     packet.store(ethernet::LEN, header).ok_or(DropReason::WriteError)?;
     packet.store(at, answer).ok_or(DropReason::WriteError)?;
-    Ok(Verdict::Reflect)
+    Ok(Verdict::REFLECT)
 }
 
 /// Whether the pod may speak for the address: its own, or a link-local one, which means nothing beyond its veth.

@@ -2,6 +2,7 @@
 //! it compares no packet content.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod maps;
 mod skb;

@@ -1,12 +1,14 @@
 //! The packet of a tc hook.
 
+use core::arch::asm;
 use core::ffi::c_void;
+use core::mem::offset_of;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX};
 use aya_ebpf::helpers::generated as helpers;
-use datapath_abi::{Addr6, DropReason, config};
+use datapath_abi::{Addr6, DropReason, IpEntry, IpFlags, config};
 use datapath_core::tables::Node;
-use datapath_core::{Packet, TunnelKey, Verdict};
+use datapath_core::{Action, Packet, TunnelKey, Verdict};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::maps;
@@ -44,55 +46,54 @@ impl Skb {
     }
 
     /// Start and end of what is directly readable.
+    ///
+    /// In assembly, because the compiler would keep the 32-bit fields for later, and what it spills and widens again
+    /// is no packet pointer to the verifier.
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
-        // SAFETY: the context outlives the program; the verifier turns the loads into packet pointers.
-        let data = unsafe { (*self.skb).data };
-        // SAFETY: as above.
-        let end = unsafe { (*self.skb).data_end };
-        (data as usize, end as usize)
+        let (data, end): (usize, usize);
+        // SAFETY: loads two fields of the context, which outlives the program.
+        unsafe {
+            asm!(
+                "{data} = *(u32 *)({skb} + {data_offset})",
+                "{end} = *(u32 *)({skb} + {end_offset})",
+                skb = in(reg) self.skb,
+                data = out(reg) data,
+                end = lateout(reg) end,
+                data_offset = const offset_of!(__sk_buff, data),
+                end_offset = const offset_of!(__sk_buff, data_end),
+                options(readonly, nostack, preserves_flags),
+            );
+        }
+        (data, end)
     }
 
     /// Does what the verdict says; the program's code.
     #[inline(always)]
     pub fn act(&mut self, tables: &Maps, verdict: Verdict) -> Result<i32, DropReason> {
-        match verdict {
-            Verdict::Pass => Ok(OK),
-            Verdict::Deliver { ifindex } => {
+        match verdict.action {
+            Action::Pass => Ok(OK),
+            Action::Deliver => {
                 let code = if tables.config().flags & config::REDIRECT_PEER == 0 {
                     // SAFETY: a helper without pointers.
-                    unsafe { helpers::bpf_redirect(ifindex, 0) }
+                    unsafe { helpers::bpf_redirect(verdict.target, 0) }
                 } else {
                     // SAFETY: as above.
-                    unsafe { helpers::bpf_redirect_peer(ifindex, 0) }
+                    unsafe { helpers::bpf_redirect_peer(verdict.target, 0) }
                 };
                 Ok(code as i32)
             }
-            Verdict::Reflect => {
+            Action::Reflect => {
                 // SAFETY: as above.
                 Ok(unsafe { helpers::bpf_redirect(self.ifindex(), 0) } as i32)
             }
-            Verdict::Tunnel { identity, node, underlay6 } => {
-                let words = node.words();
-                let (remote, flags) = if underlay6 {
-                    (words, BPF_F_TUNINFO_IPV6)
-                } else {
-                    ([u32::from_be(words[0]), 0, 0, 0], BPF_F_ZERO_CSUM_TX)
-                };
-                let mut key = KernelTunnelKey { id: identity, remote, tos: 0, ttl: 64, ext: 0, label: 0 };
-                let pointer = core::ptr::from_mut(&mut key).cast();
-                // SAFETY: the key lives on the stack and has the size that is passed.
-                let code =
-                    unsafe { helpers::bpf_skb_set_tunnel_key(self.skb, pointer, TUNNEL_KEY_SIZE, u64::from(flags)) };
-                if code != 0 {
-                    return Err(DropReason::WriteError);
-                }
-                // SAFETY: a helper without pointers.
+            Action::Overlay => {
+                // SAFETY: as above.
                 Ok(unsafe { helpers::bpf_redirect(tables.config().tunnel_ifindex, 0) } as i32)
             }
-            Verdict::Call(slot) => {
+            Action::Call => {
                 // SAFETY: the context is this program's own; the map is a program array.
-                unsafe { helpers::bpf_tail_call(self.skb.cast::<c_void>(), maps::CALLS.raw(), slot as u32) };
+                unsafe { helpers::bpf_tail_call(self.skb.cast::<c_void>(), maps::CALLS.raw(), verdict.target) };
                 Err(DropReason::MissedTailCall)
             }
         }
@@ -167,6 +168,21 @@ impl Packet for Skb {
     fn mark(&self) -> u32 {
         // SAFETY: the context outlives the program.
         unsafe { (*self.skb).mark }
+    }
+
+    #[inline(always)]
+    fn set_tunnel_key(&mut self, identity: u32, to: &IpEntry) -> Option<()> {
+        let words = to.node.words();
+        let (remote, flags) = if to.flags.has(IpFlags::UNDERLAY6) {
+            (words, BPF_F_TUNINFO_IPV6)
+        } else {
+            ([u32::from_be(words[0]), 0, 0, 0], BPF_F_ZERO_CSUM_TX)
+        };
+        let mut key = KernelTunnelKey { id: identity, remote, tos: 0, ttl: 64, ext: 0, label: 0 };
+        let pointer = core::ptr::from_mut(&mut key).cast();
+        // SAFETY: the key lives on the stack and has the size that is passed.
+        let code = unsafe { helpers::bpf_skb_set_tunnel_key(self.skb, pointer, TUNNEL_KEY_SIZE, u64::from(flags)) };
+        if code == 0 { Some(()) } else { None }
     }
 
     #[inline(always)]

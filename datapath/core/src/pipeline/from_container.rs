@@ -8,7 +8,7 @@
 use datapath_abi::metrics::FORWARDED;
 use datapath_abi::{CallSlot, Config, Direction, DropReason, Identity, IpEntry, IpFlags, TracePoint, config};
 
-use super::{Outcome, deliver, enter, has_tunnel, police, side, trace};
+use super::{Outcome, deliver, enter, police, side, trace, tunnel};
 use crate::conntrack::Side;
 use crate::facts::Facts;
 use crate::family::{Family, V4};
@@ -26,9 +26,9 @@ pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut F
     if ethertype == ethernet::IPV4 {
         run(packet, tables, facts)
     } else if ethertype == ethernet::IPV6 {
-        Ok(Verdict::Call(CallSlot::FromContainer6))
+        Ok(Verdict::call(CallSlot::FromContainer6))
     } else if ethertype == ethernet::ARP {
-        Ok(Verdict::Call(CallSlot::Arp))
+        Ok(Verdict::call(CallSlot::Arp))
     } else {
         Err(DropReason::UnknownL3)
     }
@@ -39,7 +39,7 @@ pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut F
 pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts: &mut Facts<F>) -> Outcome {
     let parsed = F::parse(packet, tables, facts)?;
     if F::on_link(facts) {
-        return Ok(Verdict::Call(CallSlot::Neighbour));
+        return Ok(Verdict::call(CallSlot::Neighbour));
     }
     let source = tables.owner(&facts.tuple.source).ok_or(DropReason::InvalidSourceIp)?;
     if source.ifindex != facts.ifindex {
@@ -62,7 +62,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
     facts.direction = Direction::Egress;
     let (verdict, point) = match owner.entry() {
         Some(entry) => forward(packet, tables, facts, source_identity, entry)?,
-        None => (Verdict::Pass, TracePoint::ToStack),
+        None => (Verdict::PASS, TracePoint::ToStack),
     };
     if report {
         trace(tables, facts, point);
@@ -95,17 +95,13 @@ fn forward<F: Family, P: Packet, T: Tables<F>>(
         return Ok((verdict, TracePoint::ToEndpoint));
     }
     if to.flags.has(IpFlags::LOCAL_HOST) {
-        return Ok((Verdict::Pass, TracePoint::ToHost));
+        return Ok((Verdict::PASS, TracePoint::ToHost));
     }
     if tables.config().flags & config::TUNNEL == 0 {
-        return Ok((Verdict::Pass, TracePoint::ToStack));
+        return Ok((Verdict::PASS, TracePoint::ToStack));
     }
-    if has_tunnel(to) {
-        let underlay6 = to.flags.has(IpFlags::UNDERLAY6);
-        return Ok((Verdict::Tunnel { identity: source_identity, node: to.node, underlay6 }, TracePoint::ToOverlay));
+    if to.flags.has(IpFlags::POD) || !to.node.is_zero() {
+        return Ok((tunnel(packet, source_identity, to)?, TracePoint::ToOverlay));
     }
-    if to.flags.has(IpFlags::POD) {
-        return Err(DropReason::NoTunnelEndpoint);
-    }
-    Ok((Verdict::Pass, TracePoint::ToStack))
+    Ok((Verdict::PASS, TracePoint::ToStack))
 }

@@ -3,9 +3,9 @@
 //! A pod of this node sees identity `HOST` and its ingress policy is asked; to another node the packet travels with
 //! `REMOTE_NODE`, because `HOST` means the receiving node itself there.
 
-use datapath_abi::{CallSlot, Direction, DropReason, IpFlags, TracePoint, config, ids};
+use datapath_abi::{CallSlot, Direction, IpFlags, TracePoint, config, ids};
 
-use super::{Outcome, deliver, enter, has_tunnel, police, side, trace};
+use super::{Outcome, deliver, enter, police, side, trace, tunnel};
 use crate::conntrack::Side;
 use crate::facts::Facts;
 use crate::family::{Family, V4};
@@ -22,9 +22,9 @@ pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut F
     if ethertype == ethernet::IPV4 {
         run(packet, tables, facts)
     } else if ethertype == ethernet::IPV6 {
-        Ok(Verdict::Call(CallSlot::FromHost6))
+        Ok(Verdict::call(CallSlot::FromHost6))
     } else {
-        Ok(Verdict::Pass)
+        Ok(Verdict::PASS)
     }
 }
 
@@ -36,7 +36,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
     let owner = ipcache::resolve(tables, &facts.tuple.destination);
     facts.destination_identity = owner.identity();
     let Some(destination) = owner.entry() else {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     };
     if destination.endpoint != 0 {
         let parsed = F::parse(packet, tables, facts)?;
@@ -51,11 +51,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
         return outcome;
     }
     if tables.config().flags & config::TUNNEL == 0 || !destination.flags.has(IpFlags::POD) {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
-    if !has_tunnel(destination) {
-        return Err(DropReason::NoTunnelEndpoint);
-    }
-    let underlay6 = destination.flags.has(IpFlags::UNDERLAY6);
-    Ok(Verdict::Tunnel { identity: ids::REMOTE_NODE, node: destination.node, underlay6 })
+    tunnel(packet, ids::REMOTE_NODE, destination)
 }

@@ -19,9 +19,9 @@ pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut F
     if ethertype == ethernet::IPV4 {
         run(packet, tables, facts)
     } else if ethertype == ethernet::IPV6 {
-        Ok(Verdict::Call(CallSlot::FromNetdev6))
+        Ok(Verdict::call(CallSlot::FromNetdev6))
     } else {
-        Ok(Verdict::Pass)
+        Ok(Verdict::PASS)
     }
 }
 
@@ -31,7 +31,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
     F::addresses(packet, facts)?;
     let destination = match tables.owner(&facts.tuple.destination) {
         Some(owner) if owner.endpoint != 0 => owner,
-        Some(_) | None => return Ok(Verdict::Pass),
+        Some(_) | None => return Ok(Verdict::PASS),
     };
     let parsed = F::parse(packet, tables, facts)?;
     facts.endpoint = destination.endpoint;

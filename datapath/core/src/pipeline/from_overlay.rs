@@ -18,7 +18,7 @@ pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut F
     if ethertype == ethernet::IPV4 {
         run(packet, tables, facts)
     } else if ethertype == ethernet::IPV6 {
-        Ok(Verdict::Call(CallSlot::FromOverlay6))
+        Ok(Verdict::call(CallSlot::FromOverlay6))
     } else {
         Err(DropReason::UnknownL3)
     }
@@ -37,7 +37,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
     facts.destination_identity = destination.identity;
     if destination.endpoint == 0 {
         if destination.flags.has(IpFlags::LOCAL_HOST) {
-            return Ok(Verdict::Pass);
+            return Ok(Verdict::PASS);
         }
         return Err(DropReason::Unroutable);
     }

@@ -179,11 +179,15 @@ pub fn side(owner: &IpEntry, peer: u32) -> Side {
 pub fn deliver<F: Family, P: Packet>(packet: &mut P, config: &Config, to: &IpEntry) -> Outcome {
     F::decrement_hops(packet)?;
     edit::set_addresses(packet, to.mac, config.host_mac)?;
-    Ok(Verdict::Deliver { ifindex: to.ifindex })
+    Ok(Verdict::deliver(to.ifindex))
 }
 
-/// Whether the entry names a node to tunnel to.
+/// Sends the packet through the tunnel to the node of a pod.
 #[inline(always)]
-pub fn has_tunnel(entry: &IpEntry) -> bool {
-    !entry.node.is_zero()
+pub fn tunnel<P: Packet>(packet: &mut P, identity: u32, to: &IpEntry) -> Outcome {
+    if to.node.is_zero() {
+        return Err(DropReason::NoTunnelEndpoint);
+    }
+    packet.set_tunnel_key(identity, to).ok_or(DropReason::WriteError)?;
+    Ok(Verdict::OVERLAY)
 }

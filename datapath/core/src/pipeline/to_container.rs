@@ -30,9 +30,9 @@ pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut F
     if ethertype == ethernet::IPV4 {
         run(packet, tables, facts)
     } else if ethertype == ethernet::IPV6 {
-        Ok(Verdict::Call(CallSlot::ToContainer6))
+        Ok(Verdict::call(CallSlot::ToContainer6))
     } else if ethertype == ethernet::ARP {
-        Ok(Verdict::Pass)
+        Ok(Verdict::PASS)
     } else {
         Err(DropReason::UnknownL3)
     }
@@ -43,7 +43,7 @@ pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut F
 pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts: &mut Facts<F>) -> Outcome {
     let parsed = F::parse(packet, tables, facts)?;
     if F::IS_V6 && facts.tuple.protocol == l4::ICMP6 && is_neighbour(parsed.port.octets()[1]) {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     let destination = tables.owner(&facts.tuple.destination).ok_or(DropReason::Unroutable)?;
     if destination.endpoint == 0 || destination.ifindex != facts.ifindex {
@@ -57,7 +57,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
     if report {
         trace(tables, facts, TracePoint::ToEndpoint);
     }
-    Ok(Verdict::Pass)
+    Ok(Verdict::PASS)
 }
 
 #[inline(always)]

@@ -6,5 +6,5 @@ use crate::verdict::Verdict;
 /// The whole path, for every EtherType.
 #[inline(always)]
 pub const fn run() -> Outcome {
-    Ok(Verdict::Pass)
+    Ok(Verdict::PASS)
 }
