@@ -10,6 +10,7 @@
 
 mod generator;
 #[cfg(target_os = "linux")]
+#[path = "../support/kernel.rs"]
 mod kernel;
 
 use std::sync::Arc;
