@@ -9,7 +9,7 @@ use crate::yaml::{Entry, Node, Position, Value};
 
 /// One thing that is wrong with the input.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-#[error("{position}: {}{problem}", if .field.is_empty() { String::new() } else { format!("{}: ", .field) })]
+#[error("{}", one_line(.position, .field, .problem))]
 pub struct InputError {
     /// Where.
     pub position: Position,
@@ -24,6 +24,23 @@ impl InputError {
     pub fn new(position: Position, field: &str, problem: Problem) -> Self {
         Self { position, field: field.to_owned(), problem }
     }
+}
+
+/// Names and values may hold anything; a message is one line all the same.
+fn one_line(position: &Position, field: &str, problem: &Problem) -> String {
+    let colon = if field.is_empty() { "" } else { ": " };
+    let text = format!("{position}: {field}{colon}{problem}");
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    text.chars().fold(String::new(), |mut line, char| {
+        if char.is_control() {
+            line.extend(char.escape_default());
+        } else {
+            line.push(char);
+        }
+        line
+    })
 }
 
 /// Everything that is wrong with the input, in the order of the files. Never empty.

@@ -29,6 +29,6 @@ pub use identity::{IdentityAllocator, IdentityError, Owner};
 pub use input::{InputError, InputErrors, Problem};
 pub use labels::{Labels, Selector};
 pub use model::{Model, Settings};
-pub use policy::{Compiled, Direction, PolicyRef, RuleId, RuleInfo, RuleOrigin, RuleTable};
+pub use policy::{Attempt, Compiled, Direction, Flow, Part, PolicyRef, RuleId, RuleInfo, RuleOrigin, RuleTable};
 pub use prefix::Prefix;
 pub use yaml::Position;

@@ -138,7 +138,12 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Node>, InputError> {
 
 enum Open {
     List(Vec<Node>),
-    Map { entries: Vec<Entry>, key: Option<(String, Position)> },
+    /// `lines`: where each key stands.
+    Map {
+        entries: Vec<Entry>,
+        key: Option<(String, Position)>,
+        lines: BTreeMap<String, u32>,
+    },
 }
 
 struct Frame {
@@ -177,7 +182,9 @@ impl Builder {
                 self.add(Node { position, value }, anchor, 1)
             }
             Event::SequenceStart(anchor, _) => self.open(position, anchor, Open::List(Vec::new())),
-            Event::MappingStart(anchor, _) => self.open(position, anchor, Open::Map { entries: Vec::new(), key: None }),
+            Event::MappingStart(anchor, _) => {
+                self.open(position, anchor, Open::Map { entries: Vec::new(), key: None, lines: BTreeMap::new() })
+            }
             Event::SequenceEnd | Event::MappingEnd => {
                 let Some(frame) = self.stack.pop() else {
                     return Err(syntax(position, "an end without a start"));
@@ -216,13 +223,13 @@ impl Builder {
                 }
             }
             Some(Open::List(items)) => items.push(node),
-            Some(Open::Map { entries, key }) => match key.take() {
+            Some(Open::Map { entries, key, lines }) => match key.take() {
                 None => match node.value {
                     Value::Scalar { text, .. } => {
-                        if let Some(first) = entries.iter().find(|entry| entry.key == text) {
-                            let line = first.position.line;
+                        if let Some(&line) = lines.get(&text) {
                             return Err(InputError::new(node.position, &text, Problem::DuplicateKey { line }));
                         }
+                        lines.insert(text.clone(), node.position.line);
                         *key = Some((text, node.position));
                     }
                     Value::List(_) | Value::Map(_) => {

@@ -4,7 +4,7 @@
 mod support;
 
 use agent_core::model::Name;
-use agent_core::{Direction, RuleOrigin, Settings};
+use agent_core::{Direction, Flow, Part, RuleOrigin, Settings};
 use datapath_abi::ids;
 use support::{Cluster, TCP};
 
@@ -247,6 +247,23 @@ fn verdicts_name_their_rule() {
     assert_eq!((isolating[0].name.to_string(), isolating[0].position.line), ("x/p".to_owned(), 14));
     let egress = cluster.egress(cluster.address("x/a", true), cluster.address("x/b", true), TCP, 80);
     assert_eq!(rules.origin(egress.unwrap()), RuleOrigin::NotIsolated);
+}
+
+#[test]
+fn rules_say_which_part_of_them_takes_a_flow() {
+    let cluster = with(
+        "{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: c}}}, {ipBlock: {cidr: 10.244.1.3/32}}], \
+         ports: [{port: 81}, {port: http}]}, {ports: [{protocol: UDP}]}, {}]}",
+    );
+    let flow = Flow { peer: cluster.address("x/b", true), protocol: TCP, port: 80 };
+    let attempts = cluster.compiled.attempts(&Name::new("x", "a"), Direction::Ingress, flow);
+    let parts: Vec<_> = attempts.iter().map(|attempt| (attempt.rule.index, attempt.peer, attempt.port)).collect();
+    assert_eq!(parts, [(0, Part::Item(1), Part::Item(1)), (1, Part::All, Part::Nothing), (2, Part::All, Part::All)]);
+    assert_eq!(attempts.iter().map(|attempt| attempt.allows()).collect::<Vec<_>>(), [true, false, true]);
+    let other = Flow { peer: cluster.address("y/c", true), ..flow };
+    let attempts = cluster.compiled.attempts(&Name::new("x", "a"), Direction::Ingress, other);
+    assert_eq!(attempts[0].peer, Part::Nothing, "another namespace");
+    assert!(cluster.compiled.attempts(&Name::new("x", "a"), Direction::Egress, flow).is_empty());
 }
 
 #[test]

@@ -80,13 +80,21 @@ impl CompiledPolicy {
         }
     }
 
-    /// Adds what the policy allows a pod that it selects.
-    pub(super) fn entries(&self, direction: Direction, subject: &Pod, peers: &Peers, state: &mut PolicyState) {
-        let rules = match direction {
+    /// Numbers of the rules of a direction, in order.
+    pub(super) fn rule_ids(&self, direction: Direction) -> impl Iterator<Item = RuleId> + '_ {
+        self.rules(direction).iter().map(|rule| rule.id)
+    }
+
+    fn rules(&self, direction: Direction) -> &[CompiledRule] {
+        match direction {
             Direction::Ingress => &self.ingress,
             Direction::Egress => &self.egress,
-        };
-        for rule in rules {
+        }
+    }
+
+    /// Adds what the policy allows a pod that it selects.
+    pub(super) fn entries(&self, direction: Direction, subject: &Pod, peers: &Peers, state: &mut PolicyState) {
+        for rule in self.rules(direction) {
             rule.entries(direction, subject, peers, state);
         }
     }

@@ -20,6 +20,7 @@ pub mod rules;
 pub mod state;
 
 mod compile;
+mod explain;
 mod peers;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 use datapath_abi::Identity;
 
+pub use explain::{Attempt, Flow, Part};
 pub use rules::{Direction, LOCAL_HOST, NO_RULE, RuleId, RuleInfo, RuleOrigin, RuleTable};
 pub use state::{L4, PolicyState, Verdict};
 

@@ -115,6 +115,11 @@ impl RuleTable {
         }
     }
 
+    /// A policy's rule.
+    pub fn get(&self, id: RuleId) -> Option<&RuleInfo> {
+        self.rules.get(&id)
+    }
+
     /// All rules, by number.
     pub fn iter(&self) -> impl Iterator<Item = &RuleInfo> {
         self.rules.values()

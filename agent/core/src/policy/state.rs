@@ -126,13 +126,26 @@ impl PolicyState {
 
     /// Drops the entries that others hide.
     pub fn finish(&mut self) {
-        let all = self.entries.clone();
-        self.entries.retain(|&(identity, l4), verdict| {
+        // Prefix lengths in use, as bits: most states have two or three, and asking for all 25 takes its time.
+        let lengths = |any: bool| {
+            let entries = self.entries.keys().filter(|(identity, _)| !any || *identity == ids::UNKNOWN);
+            entries.fold(0_u32, |lengths, (_, l4)| lengths | 1 << l4.bits)
+        };
+        let (of_all, of_any) = (lengths(false), lengths(true));
+        let hidden = |identity: Identity, l4: L4, verdict: &Verdict| {
             let hides = |key: (Identity, L4)| {
-                key != (identity, l4) && all.get(&key).is_some_and(|other| verdict.is_hidden_by(*other))
+                key != (identity, l4) && self.entries.get(&key).is_some_and(|other| verdict.is_hidden_by(*other))
             };
-            !l4.covering().any(|wider| hides((identity, wider)) || hides((ids::UNKNOWN, wider)))
-        });
+            l4.covering().any(|wider| {
+                (of_all & 1 << wider.bits != 0 && hides((identity, wider)))
+                    || (of_any & 1 << wider.bits != 0 && hides((ids::UNKNOWN, wider)))
+            })
+        };
+        let gone = self.entries.iter().filter(|&(&(identity, l4), verdict)| hidden(identity, l4, verdict));
+        let gone: Vec<_> = gone.map(|(key, _)| *key).collect();
+        for key in gone {
+            self.entries.remove(&key);
+        }
     }
 
     /// All entries, in order.
