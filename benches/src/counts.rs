@@ -1,12 +1,13 @@
 //! What each path executes, exactly: instructions, map look-ups and helper calls, counted by the checked engine.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use datapath_abi::{CallSlot, MapId, config};
 use datapath_maps::UpdateMode;
-use simulator_vm::{Checked, Engine, Env, Object, Skb, action};
+use simulator_vm::{Checked, Engine, Env, Object, Skb, TraceEvent, action};
 use zerocopy::IntoBytes;
 
 use crate::paths::{self, PATHS, Path, Segment};
@@ -56,6 +57,33 @@ pub fn count(path: &Path) -> Result<(Count, Count)> {
     let new = one(Segment::Syn)?;
     one(Segment::Ack)?;
     Ok((new, one(Segment::Ack)?))
+}
+
+/// Executed instructions of one packet of an established flow by source line, most first.
+///
+/// # Errors
+/// As [`count`].
+pub fn profile(path: &Path) -> Result<Vec<(u32, String)>> {
+    let mut engine = engine(path, 0)?;
+    let env = Env { now_ns: 1_000_000_000_000, ..Env::default() };
+    for segment in [Segment::Syn, Segment::Ack] {
+        engine.run_named(path.program, &mut Skb::new(path.frame(0, segment), path.ifindex), &env)?;
+    }
+    let program = engine.program(path.program).with_context(|| format!("no program `{}`", path.program))?;
+    let (result, events) = engine.trace(program, &mut Skb::new(path.frame(0, Segment::Ack), path.ifindex), &env);
+    result?;
+    let mut lines: BTreeMap<String, u32> = BTreeMap::new();
+    for event in events {
+        if let TraceEvent::Step { program, pc } = event {
+            let programs = engine.object().programs();
+            let line = programs.get(usize::try_from(program.0)?).and_then(|program| program.lines.at(pc));
+            let (file, line) = line.unwrap_or(("?", 0));
+            *lines.entry(format!("{file}:{line}")).or_default() += 1;
+        }
+    }
+    let mut lines: Vec<(u32, String)> = lines.into_iter().map(|(line, count)| (count, line)).collect();
+    lines.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    Ok(lines)
 }
 
 /// The table that is committed as `benches/counts.txt`.

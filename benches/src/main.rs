@@ -1,7 +1,7 @@
 //! `cargo run --release -p benches -- counts | kernel`.
 #![forbid(unsafe_code)]
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use benches::kernel::{self, Load};
 use benches::{counts, paths};
 use clap::{Parser, Subcommand};
@@ -17,6 +17,11 @@ struct Cli {
 enum Bench {
     /// Instructions and look-ups per packet, exactly
     Counts,
+    /// Where the instructions of an established flow's packet go, by source line
+    Profile {
+        /// A path of the table
+        path: String,
+    },
     /// Nanoseconds per packet in the kernel, as multiples of the empty program (root)
     Kernel {
         /// Only the paths whose name contains this
@@ -30,6 +35,12 @@ enum Bench {
 fn main() -> Result<()> {
     match Cli::parse().bench {
         Bench::Counts => print!("{}", counts::table()?),
+        Bench::Profile { path } => {
+            let path = paths::PATHS.iter().find(|known| known.name == path).context("no such path")?;
+            for (count, line) in counts::profile(path)? {
+                println!("{count:>5}  {line}");
+            }
+        }
         Bench::Kernel { filter } => kernel_table(&filter)?,
         Bench::Verifier => verifier()?,
     }

@@ -1,9 +1,15 @@
-//! Development tasks. `cargo xtask build-ebpf` compiles the eBPF object with the pinned toolchain and commits the
-//! result to `datapath/bytecode`; `--check` compares instead of writing.
+//! Development tasks. `cargo xtask build-ebpf` compiles the eBPF object with the pinned toolchain into
+//! `datapath/bytecode` (`--check` compares instead of writing); `tidy` holds up rules about the sources; `skips` compares
+//! what tests skipped with what is declared.
 #![forbid(unsafe_code)]
 
 mod build_ebpf;
+mod skips;
+mod tidy;
 
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -21,10 +27,26 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Check the rules about sources: edges between crates (ci/deps.toml), lints, sizes, invariants
+    Tidy,
+    /// Compare the skips in the log of a test run with ci/skips.toml
+    Skips {
+        /// What `cargo test -- --show-output` printed
+        log: PathBuf,
+    },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> Result<()> {
     match Cli::parse().task {
         Task::BuildEbpf { check } => build_ebpf::run(check),
+        Task::Tidy => tidy::run(&workspace()?),
+        Task::Skips { log } => skips::run(&workspace()?, &log),
     }
+}
+
+/// The workspace's folder.
+fn workspace() -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = here.ancestors().nth(2).context("the workspace is two folders above this crate")?;
+    root.canonicalize().with_context(|| format!("finding {}", root.display()))
 }
