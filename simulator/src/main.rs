@@ -1,1 +1,6 @@
-fn main() {}
+//! `weir-sim`.
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    simulator::commands::main()
+}

@@ -145,12 +145,7 @@ impl Datapath {
     ///
     /// # Errors
     /// A fault of the program.
-    pub fn run_traced(
-        &mut self,
-        hook: Hook,
-        skb: &mut Skb,
-        env: &Env,
-    ) -> (Result<Run, RunError>, Vec<TraceEvent>) {
+    pub fn run_traced(&mut self, hook: Hook, skb: &mut Skb, env: &Env) -> (Result<Run, RunError>, Vec<TraceEvent>) {
         let program = self.program(hook);
         match &mut self.lanes {
             Lanes::Checked(engine) => engine.trace(program, skb, env),

@@ -12,8 +12,12 @@
 
 pub mod capture;
 pub mod engine;
+pub mod explain;
 pub mod frame;
+pub mod maptext;
+pub mod matrix;
 pub mod probe;
+pub mod scenario;
 pub mod trail;
 pub mod tunnel;
 
@@ -23,8 +27,8 @@ mod walk;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use agent_core::{Compiled, IdentityAllocator, Model};
 use agent_core::model::Name;
+use agent_core::{Compiled, IdentityAllocator, Model};
 use simulator_vm::Skb;
 
 pub use engine::{Datapath, EngineError, EngineKind};

@@ -244,14 +244,9 @@ impl Cluster {
             None => pair(Family::Ipv4).or_else(|| pair(Family::Ipv6)),
         };
         match (found, family) {
-            (Some((source, destination)), _) => Ok(Probe {
-                from: from_place,
-                source,
-                to: to_place,
-                destination,
-                protocol,
-                source_port: None,
-            }),
+            (Some((source, destination)), _) => {
+                Ok(Probe { from: from_place, source, to: to_place, destination, protocol, source_port: None })
+            }
             (None, None) => Err(ProbeError::Families { from: from.to_string(), to: to.to_string() }),
             (None, Some(family)) => {
                 let party = if sources.iter().any(|address| family.has(address)) { to } else { from };

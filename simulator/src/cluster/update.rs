@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use agent_core::model::{Name, Object, ObjectKey};
 use agent_core::{
-    Compiled, DesiredError, IdentityAllocator, IdentityError, InputErrors, Limits, LocalEndpoint, Model, ReconcileError,
-    reconcile,
+    Compiled, DesiredError, IdentityAllocator, IdentityError, InputErrors, Limits, LocalEndpoint, Model,
+    ReconcileError, reconcile,
 };
 use datapath_abi::{Addr4, Addr6, Config, Mac, config};
 use simulator_vm::Skb;
@@ -183,10 +183,8 @@ impl Cluster {
     fn settle_nics(&mut self) -> Result<(), ClusterError> {
         let indices: BTreeMap<&str, usize> =
             self.nodes.iter().enumerate().map(|(index, node)| (node.name.as_str(), index)).collect();
-        let mut old: BTreeMap<Name, Nic> = std::mem::take(&mut self.nics)
-            .into_iter()
-            .map(|nic| (nic.name.clone(), nic))
-            .collect();
+        let mut old: BTreeMap<Name, Nic> =
+            std::mem::take(&mut self.nics).into_iter().map(|nic| (nic.name.clone(), nic)).collect();
         let mut kept: Vec<Option<Nic>> = Vec::new();
         let mut taken: Vec<Vec<u16>> = vec![Vec::new(); self.nodes.len()];
         let pods: Vec<_> = self.model.pods().values().filter(|pod| !pod.host_network).collect();

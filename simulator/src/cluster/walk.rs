@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use datapath_abi::{Addr4, Addr6, Hook};
+use datapath_abi::Hook;
 use simulator_vm::{Env, Redirect, RunError, Skb, TraceEvent, TunnelKey, action};
 
 use super::frame::{self, Ip, Line};
@@ -162,8 +162,11 @@ impl Cluster {
             (run, records)
         } else {
             let run = owner.datapath.run(hook, skb, &env)?;
-            let records =
-                if run.code == action::SHOT || self.options.events { owner.datapath.engine().events() } else { Vec::new() };
+            let records = if run.code == action::SHOT || self.options.events {
+                owner.datapath.engine().events()
+            } else {
+                Vec::new()
+            };
             (run, records)
         };
         let action = match (run.code, run.redirect) {
@@ -185,7 +188,9 @@ impl Cluster {
                     format!("tunnel with identity {} to {}", key.id, key.remote)
                 }
                 Action::Device { ifindex, .. } => format!("redirect to {}", place(&self.nics, node, *ifindex)),
-                Action::Peer { ifindex } => format!("deliver into the pod behind {}", place(&self.nics, node, *ifindex)),
+                Action::Peer { ifindex } => {
+                    format!("deliver into the pod behind {}", place(&self.nics, node, *ifindex))
+                }
             };
         }
         Ok(action)
@@ -366,7 +371,9 @@ impl Cluster {
         }
         match end {
             End::Pod(nic) => {
-                let Some((node, name)) = self.nics.get(*nic).map(|nic| (nic.node, nic.name.to_string())) else { return };
+                let Some((node, name)) = self.nics.get(*nic).map(|nic| (nic.node, nic.name.to_string())) else {
+                    return;
+                };
                 self.note(Some(node), &format!("pod {name}"), "received");
             }
             End::Host(node) => self.note(Some(*node), "stack", "received by the node"),
@@ -439,16 +446,4 @@ fn place(nics: &[super::Nic], node: usize, ifindex: u32) -> String {
             None => format!("device {ifindex}"),
         },
     }
-}
-
-/// An address as the maps hold it, as text; `None` when there is none.
-pub(super) fn address(address: Addr6, ipv6: bool) -> Option<IpAddr> {
-    if address.is_zero() {
-        return None;
-    }
-    if ipv6 {
-        return Some(IpAddr::from(address.octets()));
-    }
-    let first: Addr4 = address.first4();
-    Some(IpAddr::from(first.octets()))
 }

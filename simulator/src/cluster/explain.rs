@@ -1,0 +1,185 @@
+//! Why a probe ended as it did: every hop, and the rule or policies that decided.
+
+use agent_core::policy::RuleOrigin;
+use agent_core::{Direction, PolicyRef};
+use datapath_abi::events::FlowState;
+use datapath_abi::{DropReason, EventKind};
+
+use super::{Cluster, Hop, Outcome, Party, Probe};
+use agent_core::model::Name;
+
+/// What a policy said about the probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Which packet of the probe: 0 the request, 1 the answer, 2 what follows.
+    pub leg: usize,
+    /// Node that decided.
+    pub node: String,
+    /// Pod whose policy was asked.
+    pub pod: String,
+    /// Direction, seen from the pod.
+    pub direction: Direction,
+    /// Identity of the peer, with its labels.
+    pub peer: String,
+    /// Whether it let the packet pass.
+    pub allowed: bool,
+    /// What decided.
+    pub by: By,
+}
+
+/// What decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum By {
+    /// A rule of a policy.
+    Rule {
+        /// Policy.
+        policy: String,
+        /// Index in `ingress` or `egress`.
+        index: usize,
+        /// Where the rule is written.
+        at: String,
+    },
+    /// The node may always reach its own pods.
+    LocalHost,
+    /// No policy isolates the pod in this direction.
+    NotIsolated,
+    /// No rule matched, and these policies isolate the pod.
+    DefaultDeny(Vec<PolicyRef>),
+}
+
+/// The whole answer.
+#[derive(Debug)]
+pub struct Explanation {
+    /// The probe.
+    pub probe: Probe,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Every stop.
+    pub hops: Vec<Hop>,
+    /// Every policy that was asked, in order.
+    pub decisions: Vec<Decision>,
+}
+
+impl Cluster {
+    /// Sends a probe and writes everything down.
+    ///
+    /// # Errors
+    /// A fault of a program.
+    pub fn explain(&mut self, probe: Probe) -> Result<Explanation, simulator_vm::RunError> {
+        self.start_trail();
+        let outcome = self.probe(&probe);
+        let hops = self.take_trail();
+        let decisions = self.decisions(&hops);
+        Ok(Explanation { probe, outcome: outcome?, hops, decisions })
+    }
+
+    fn decisions(&self, hops: &[Hop]) -> Vec<Decision> {
+        let mut decisions = Vec::new();
+        for hop in hops {
+            let Some(node) = hop.node else { continue };
+            for event in &hop.events {
+                if EventKind::from_number(event.kind) != Some(EventKind::PolicyVerdict) {
+                    continue;
+                }
+                let ingress = event.flags & datapath_abi::events::INGRESS != 0;
+                let direction = if ingress { Direction::Ingress } else { Direction::Egress };
+                let name = self.nic_of_endpoint(node, event.endpoint).map(|nic| nic.name.clone());
+                let identity = if ingress { event.source_identity } else { event.destination_identity };
+                let allowed = event.verdict >= 0;
+                decisions.push(Decision {
+                    leg: hop.leg,
+                    node: self.nodes().get(node).map(|node| node.name.clone()).unwrap_or_default(),
+                    pod: name.as_ref().map(Name::to_string).unwrap_or_default(),
+                    direction,
+                    peer: self.identity_text(identity),
+                    allowed,
+                    by: self.by(allowed, event.rule, name.as_ref(), direction),
+                });
+            }
+        }
+        decisions
+    }
+
+    fn by(&self, allowed: bool, rule: u32, pod: Option<&Name>, direction: Direction) -> By {
+        if !allowed && rule == 0 {
+            return By::DefaultDeny(pod.map(|pod| self.compiled().isolating(pod, direction)).unwrap_or_default());
+        }
+        match self.compiled().rules().origin(rule) {
+            RuleOrigin::Rule(rule) => {
+                By::Rule { policy: rule.policy.to_string(), index: rule.index, at: rule.position.to_string() }
+            }
+            RuleOrigin::LocalHost => By::LocalHost,
+            RuleOrigin::NotIsolated | RuleOrigin::Gone => By::NotIsolated,
+        }
+    }
+
+    /// An identity with its labels or reserved name.
+    pub fn identity_text(&self, identity: u32) -> String {
+        match self.identities().owner(identity) {
+            Some(owner) => format!("{identity} ({owner})"),
+            None => match agent_core::identity::reserved_name(identity) {
+                Some(name) => format!("{identity} (reserved:{name})"),
+                None => identity.to_string(),
+            },
+        }
+    }
+}
+
+/// A flow state, for people.
+pub fn state_text(state: u8) -> &'static str {
+    match FlowState::from_number(state) {
+        Some(FlowState::New) => "new flow",
+        Some(FlowState::Established) => "established flow",
+        Some(FlowState::Reply) => "reply of a known flow",
+        Some(FlowState::Related) => "error about a known flow",
+        Some(FlowState::Unknown) | None => "flow not asked for",
+    }
+}
+
+/// The outcome in a few words.
+pub fn outcome_text(cluster: &Cluster, outcome: &Outcome) -> String {
+    let packet = |leg: usize| match leg {
+        0 => "the request",
+        1 => "the answer",
+        _ => "the third packet",
+    };
+    let name = |node: usize| cluster.nodes().get(node).map(|node| node.name.as_str()).unwrap_or_default();
+    match outcome {
+        Outcome::Allowed => "allowed: the request arrived, and the answer came back".to_owned(),
+        Outcome::Dropped { leg, drop } => format!(
+            "denied: {} was dropped on {} at {}: {} ({})",
+            packet(*leg),
+            name(drop.node),
+            drop.hook.name(),
+            drop.reason.map_or("no reason given", DropReason::name),
+            drop.reason.map_or("", DropReason::text),
+        ),
+        Outcome::Lost { leg, node, lost } => {
+            let place = node.map_or("outside", name);
+            format!("denied: {} was lost {}{place}: {lost}", packet(*leg), if node.is_some() { "on " } else { "" })
+        }
+    }
+}
+
+/// A pod name or other party as the command line and scenarios write it.
+///
+/// # Errors
+/// What would be right.
+pub fn parse_party(text: &str) -> Result<Party, String> {
+    if text == "world" {
+        return Ok(Party::World);
+    }
+    if let Ok(address) = text.parse() {
+        return Ok(Party::Address(address));
+    }
+    if text.starts_with("svc/") {
+        return Err("services are not simulated yet".to_owned());
+    }
+    match text.split_once('/') {
+        Some(("node", name)) if !name.is_empty() && !name.contains('/') => Ok(Party::Node(name.to_owned())),
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(Party::Pod(Name::new(namespace, name)))
+        }
+        _ => Err("must be NAMESPACE/POD, node/NAME, an IP address or `world`".to_owned()),
+    }
+}

@@ -1,0 +1,137 @@
+//! Cluster scenarios: YAML with Kubernetes objects and steps, read strictly and run on the simulated cluster.
+
+mod read;
+mod run;
+
+use std::path::{Path, PathBuf};
+
+use agent_core::Position;
+use agent_core::model::{Object, ObjectKey};
+
+use super::{Family, Party};
+
+pub use read::{ScenarioError, load};
+pub use run::{Failed, Report, run};
+
+/// A scenario, with everything it names read.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// The file.
+    pub file: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.source`: where the expectation comes from.
+    pub source: Option<String>,
+    /// Objects at the start.
+    pub objects: Vec<Object>,
+    /// Settings.
+    pub config: Config,
+    /// What happens.
+    pub steps: Vec<Step>,
+}
+
+/// Agent settings that a scenario may give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `routingMode: tunnel`, else `native`.
+    pub tunnel: bool,
+    /// `ipv4`: nodes and pods without addresses get IPv4 ones.
+    pub ipv4: bool,
+    /// `ipv6`: the same.
+    pub ipv6: bool,
+}
+
+/// One step and its place.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Where it is written.
+    pub position: Position,
+    /// What it does.
+    pub action: Action,
+}
+
+/// What a step does.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Sends one or more flows.
+    Probe(Box<ProbeStep>),
+    /// Adds or replaces objects.
+    Apply(Vec<Object>),
+    /// Removes objects.
+    Delete(Vec<ObjectKey>),
+    /// Lets nanoseconds pass.
+    Advance(u64),
+}
+
+/// The probe of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeStep {
+    /// Sender.
+    pub from: Party,
+    /// Receiver.
+    pub to: Party,
+    /// What is spoken.
+    pub talk: Talk,
+    /// Address family; `None`: IPv4 where both ends have it.
+    pub family: Option<Family>,
+    /// Source port of every flow; `None`: fresh ones.
+    pub source_port: Option<u16>,
+    /// Flows.
+    pub repeat: u32,
+    /// What must come out.
+    pub expect: Expect,
+}
+
+/// Protocol and port, as written: a named port is that of the receiver's containers when the probe is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Talk {
+    /// To a numbered port, or ICMP.
+    Known(super::Protocol),
+    /// To a named port.
+    Named(agent_core::model::Protocol, String),
+}
+
+/// What must come out of a probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Request and answer arrive.
+    Allow,
+    /// They do not.
+    Deny,
+    /// A program drops a packet.
+    Drop {
+        /// For this reason.
+        reason: datapath_abi::DropReason,
+        /// Here: `ingress`, `egress`, or the name of a hook; `None`: anywhere.
+        at: Option<String>,
+    },
+}
+
+/// A file, or all files with such endings in a folder and below it, sorted.
+///
+/// # Errors
+/// The path that cannot be read, and why.
+pub fn manifest_files(path: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, (PathBuf, std::io::Error)> {
+    let wrap = |error| (path.to_owned(), error);
+    let meta = std::fs::metadata(path).map_err(wrap)?;
+    if !meta.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut entries = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(wrap)? {
+        entries.push(entry.map_err(wrap)?.path());
+    }
+    entries.sort();
+    let mut files = Vec::new();
+    for entry in entries {
+        let hidden = entry.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+        if hidden {
+            continue;
+        }
+        let fits = entry.extension().is_some_and(|ending| endings.iter().any(|known| ending == *known));
+        if entry.is_dir() || fits {
+            files.extend(manifest_files(&entry, endings)?);
+        }
+    }
+    Ok(files)
+}

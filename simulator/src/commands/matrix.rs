@@ -1,0 +1,209 @@
+//! `weir-sim matrix`.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{Failure, files, parse_port};
+use crate::cluster::matrix::{Cell, Matrix, declared_ports, of};
+use crate::cluster::{Cluster, EngineKind, Family, Options, Party, Protocol};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Kubernetes manifests: files, folders, or `-` for standard input.
+    #[arg(required = true)]
+    manifests: Vec<PathBuf>,
+    /// Port to ask for, as 80/TCP, 53/UDP, 9/SCTP or ICMP; may be given several times. Default: all that pods declare.
+    #[arg(long = "port", value_name = "PORT/PROTOCOL", value_parser = parse_port)]
+    ports: Vec<Protocol>,
+    /// Address family. Default: IPv4 where both ends have it.
+    #[arg(long, ignore_case = true)]
+    family: Option<Family>,
+    /// Print JSON: endpoints, and per port one string for each sender (1 allow, 0 deny, . not asked).
+    #[arg(long)]
+    json: bool,
+    /// What runs the bytecode.
+    #[arg(long, value_enum, default_value_t)]
+    engine: EngineKind,
+    /// Seed of everything that is left to chance (ports, tags).
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write what crossed every link into this folder, one pcapng file each.
+    #[arg(long, value_name = "DIR")]
+    pcap: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let start = Instant::now();
+    let model = files::model(&args.manifests)?;
+    let mut ports = if args.ports.is_empty() { declared_ports(&model) } else { args.ports.clone() };
+    if ports.is_empty() {
+        return Err(Failure::Input("no pod declares a port; say which to ask for: --port 80/TCP".to_owned()));
+    }
+    let mut seen = BTreeSet::new();
+    ports.retain(|port| seen.insert(*port));
+    let options = Options { engine: args.engine, seed: args.seed, pcap: args.pcap.clone(), ..Options::default() };
+    let mut cluster = Cluster::new(model, options)?;
+    let bar = progress(&cluster, ports.len());
+    let matrix = Matrix::ask(&mut cluster, &ports, args.family, |cells| {
+        bar.inc(u64::try_from(cells).unwrap_or(0));
+    })?;
+    bar.finish_and_clear();
+    cluster.finish_captures()?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", json(&matrix))?;
+    } else {
+        write!(out, "{}", text(&cluster, &matrix, args.ports.is_empty(), start.elapsed()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn progress(cluster: &Cluster, ports: usize) -> ProgressBar {
+    let endpoints = cluster.model().pods().len() + 1;
+    let probes = u64::try_from(endpoints * endpoints * ports).unwrap_or(0);
+    let target = if std::io::stderr().is_terminal() && probes > 20_000 {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let bar = ProgressBar::with_draw_target(Some(probes), target);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} probes, {eta} left") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// The contract's JSON.
+fn json(matrix: &Matrix) -> String {
+    let endpoints: Vec<String> = matrix.endpoints.iter().map(Party::to_string).collect();
+    let tables: Vec<serde_json::Value> = matrix
+        .tables
+        .iter()
+        .map(|table| {
+            let rows: Vec<String> =
+                table.rows.iter().map(|row| row.iter().map(|cell| cell.letter()).collect()).collect();
+            serde_json::json!({"port": table.port.to_string(), "rows": rows})
+        })
+        .collect();
+    serde_json::json!({"endpoints": endpoints, "tables": tables}).to_string()
+}
+
+fn text(cluster: &Cluster, matrix: &Matrix, declared: bool, taken: Duration) -> String {
+    let names = short_names(matrix);
+    let mut out = String::new();
+    let model = cluster.model();
+    let _ = writeln!(
+        out,
+        "{} pods on {} nodes, {} network policies. Rows send, columns receive. ✓ allowed  ✗ denied  · not asked\n",
+        model.pods().len(),
+        cluster.nodes().len(),
+        model.policies().len()
+    );
+    if declared && matrix.tables.len() > 1 {
+        summary(cluster, matrix, &names, &mut out);
+    }
+    for table in &matrix.tables {
+        let (allowed, all) = table.totals();
+        let _ = writeln!(out, "{}: {allowed} of {all} allowed", table.port);
+        let rows = table.rows.iter().map(|row| row.iter().map(|cell| cell.symbol()).collect()).collect();
+        grid(&names, rows, &mut out);
+    }
+    let (mut allowed, mut probes) = (0, 0);
+    for table in &matrix.tables {
+        let totals = table.totals();
+        allowed += totals.0;
+        probes += totals.1;
+    }
+    let engine = cluster.nodes().first().map_or("", |node| node.datapath.name());
+    let _ = writeln!(
+        out,
+        "{probes} probes: {allowed} allowed, {} denied; {} hook programs run by {engine} in {:.0?}",
+        probes - allowed,
+        cluster.runs(),
+        taken
+    );
+    out
+}
+
+/// Only what each receiver itself declares.
+fn summary(cluster: &Cluster, matrix: &Matrix, names: &[String], out: &mut String) {
+    let _ = writeln!(out, "On the ports that the receiver declares (✓ all, ~ some, ✗ none, blank: it declares none):");
+    let rows = (0..matrix.endpoints.len())
+        .map(|sender| {
+            matrix
+                .endpoints
+                .iter()
+                .enumerate()
+                .map(|(receiver, party)| match party {
+                    Party::Pod(name) => {
+                        let pod = cluster.model().pods().get(name);
+                        let declared: Vec<Protocol> = pod
+                            .map(|pod| pod.ports.iter().map(|port| of(port.protocol, port.port)).collect())
+                            .unwrap_or_default();
+                        verdict(matrix, sender, receiver, &declared)
+                    }
+                    Party::World | Party::Node(_) | Party::Address(_) => ' ',
+                })
+                .collect()
+        })
+        .collect();
+    grid(names, rows, out);
+}
+
+fn verdict(matrix: &Matrix, sender: usize, receiver: usize, ports: &[Protocol]) -> char {
+    let cells: Vec<Cell> = matrix
+        .tables
+        .iter()
+        .filter(|table| ports.contains(&table.port))
+        .filter_map(|table| table.rows.get(sender)?.get(receiver).copied())
+        .collect();
+    let allowed = cells.iter().filter(|cell| **cell == Cell::Allow).count();
+    match cells.first() {
+        None => ' ',
+        Some(Cell::Same) => Cell::Same.symbol(),
+        Some(Cell::Allow | Cell::Deny) if allowed == cells.len() => Cell::Allow.symbol(),
+        Some(Cell::Allow | Cell::Deny) if allowed == 0 => Cell::Deny.symbol(),
+        Some(Cell::Allow | Cell::Deny) => '~',
+    }
+}
+
+/// Names without the namespace when all pods are in one.
+fn short_names(matrix: &Matrix) -> Vec<String> {
+    let namespaces: BTreeSet<&str> = matrix
+        .endpoints
+        .iter()
+        .filter_map(|party| match party {
+            Party::Pod(name) => Some(name.namespace.as_str()),
+            Party::Node(_) | Party::Address(_) | Party::World => None,
+        })
+        .collect();
+    let short = |party: &Party| match party {
+        Party::Pod(name) if namespaces.len() == 1 => name.name.clone(),
+        Party::Pod(_) | Party::Node(_) | Party::Address(_) | Party::World => party.to_string(),
+    };
+    matrix.endpoints.iter().map(short).collect()
+}
+
+fn grid(names: &[String], rows: Vec<Vec<char>>, out: &mut String) {
+    let digits = names.len().to_string().len();
+    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    let _ = write!(out, "  {:width$} {:digits$}  ", "", "");
+    for column in 1..=names.len() {
+        let _ = write!(out, " {column:>digits$}");
+    }
+    out.push('\n');
+    for (index, (name, row)) in names.iter().zip(rows).enumerate() {
+        let _ = write!(out, "  {name:width$} {:>digits$}  ", index + 1);
+        for symbol in row {
+            let _ = write!(out, " {symbol:>digits$}");
+        }
+        out.push('\n');
+    }
+    out.push('\n');
+}

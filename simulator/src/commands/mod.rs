@@ -1,0 +1,116 @@
+//! The command line of `weir-sim`.
+//!
+//! Exit codes: 0 as expected, 1 a check failed or a verdict differs, 2 the input or the call is wrong.
+
+mod explain;
+mod files;
+mod matrix;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::cluster::{ClusterError, Protocol};
+
+/// weir's network in one process: many nodes, the bytecode of production, no root.
+#[derive(Debug, Parser)]
+#[command(
+    name = "weir-sim",
+    version,
+    about,
+    after_help = "Exit codes: 0 as expected, 1 a check failed, 2 wrong input."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Who reaches whom: every pod and the world, to every pod, by real packets through every hop's bytecode.
+    Matrix(matrix::Args),
+    /// Why a connection works or not: hop by hop, and the rule that decided.
+    Explain(explain::Args),
+    /// Writes a completion script for a shell.
+    #[command(hide = true)]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Why a command ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The input or the call is wrong: exit code 2.
+    #[error("{0}")]
+    Input(String),
+    /// Something that should work does not: exit code 1.
+    #[error("{0}")]
+    Broken(String),
+    /// Output could not be written.
+    #[error("output: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl From<ClusterError> for Failure {
+    fn from(error: ClusterError) -> Self {
+        match error {
+            ClusterError::Input(_)
+            | ClusterError::Identity(_)
+            | ClusterError::Endpoints(_)
+            | ClusterError::Capture(_)
+            | ClusterError::Desired(_)
+            | ClusterError::Reconcile { .. } => Self::Input(error.to_string()),
+            ClusterError::Engine(_) => Self::Broken(error.to_string()),
+        }
+    }
+}
+
+impl From<simulator_vm::RunError> for Failure {
+    fn from(error: simulator_vm::RunError) -> Self {
+        Self::Broken(format!("a program failed: {error}"))
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Matrix(args) => matrix::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "weir-sim", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    match result {
+        Ok(code) => code,
+        // Who reads the output has seen enough.
+        Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(std::io::stderr(), "{failure}");
+            match failure {
+                Failure::Input(_) | Failure::Output(_) => ExitCode::from(2),
+                Failure::Broken(_) => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// `80/TCP`, `53/udp`, `ICMP`, `8/ICMP`.
+fn parse_port(text: &str) -> Result<Protocol, String> {
+    let wrong = || "must be PORT/PROTOCOL with TCP, UDP or SCTP, or ICMP, or TYPE/ICMP".to_owned();
+    if text.eq_ignore_ascii_case("icmp") {
+        return Ok(Protocol::Icmp(None));
+    }
+    let (number, protocol) = text.split_once('/').unwrap_or((text, "TCP"));
+    let number: u16 = number.parse().map_err(|_| wrong())?;
+    match protocol.to_ascii_uppercase().as_str() {
+        "ICMP" => Ok(Protocol::Icmp(Some(u8::try_from(number).map_err(|_| wrong())?))),
+        "TCP" if number != 0 => Ok(Protocol::Tcp(number)),
+        "UDP" if number != 0 => Ok(Protocol::Udp(number)),
+        "SCTP" if number != 0 => Ok(Protocol::Sctp(number)),
+        _ => Err(wrong()),
+    }
+}
