@@ -70,11 +70,11 @@ pub(crate) const STACK: usize = 4096;
 /// Enough for 33 tail calls out of subprograms.
 pub(crate) const STACK_LEN: usize = 64 * 1024;
 const AREA: usize = STACK + STACK_LEN;
-/// Free bytes before a frame.
-pub(crate) const HEADROOM: usize = 1024;
+/// Free bytes before a frame: no helper makes a packet longer than 16 KiB, except large ones of many segments.
+pub(crate) const HEADROOM: usize = 20 * 1024;
 /// Longest frame, with room for what helpers add: a GSO packet and its headers.
 pub(crate) const MAX_FRAME: usize = 65_536 + 256;
-const AREA_LEN: usize = HEADROOM + MAX_FRAME + 2048;
+const AREA_LEN: usize = HEADROOM + MAX_FRAME + 16 * 1024;
 const TOTAL: usize = (AREA + AREA_LEN).next_multiple_of(4096);
 
 enum Owner {
@@ -209,6 +209,8 @@ pub(crate) struct Packet {
     pub len: usize,
     /// Bytes programs reach directly.
     pub linear: usize,
+    /// Offset of the network header from the packet's first byte.
+    pub network: usize,
 }
 
 impl Packet {

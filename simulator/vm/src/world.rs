@@ -79,7 +79,7 @@ impl World {
             .collect();
         let mut world = Self {
             space,
-            packet: Packet { head: Packet::START, len: 0, linear: 0 },
+            packet: Packet { head: Packet::START, len: 0, linear: 0, network: MIN_FRAME },
             maps,
             infos,
             env: Env::default(),
@@ -107,7 +107,7 @@ impl World {
             0 => len,
             some => some.clamp(MIN_FRAME, len),
         };
-        self.packet = Packet { head: Packet::START, len, linear };
+        self.packet = Packet { head: Packet::START, len, linear, network: MIN_FRAME };
         let to = self.space.at(Packet::START);
         // SAFETY: len is at most MAX_FRAME, which fits behind START; the frame is not in the space.
         unsafe { std::ptr::copy_nonoverlapping(skb.data.as_ptr(), to, len) };

@@ -8,8 +8,8 @@ use crate::helper::Helper;
 use crate::space::Packet;
 use crate::world::{MIN_FRAME, Memory, Outcome, World};
 
-/// `BPF_SKB_MAX_LEN`: no helper makes a packet longer, except GSO packets.
-const MAX_LEN: usize = 16 * 1024;
+/// `BPF_SKB_MAX_LEN`: four pages less `struct skb_shared_info`. No helper makes a packet longer, except GSO packets.
+const MAX_LEN: usize = 16 * 1024 - 320;
 /// Kernel-internal "not supported".
 const ENOTSUPP: i64 = 524;
 
@@ -48,7 +48,7 @@ impl World {
 pub(super) fn change_tail<M: Memory>(world: &mut World, memory: &mut M, [skb, len, flags, ..]: [u64; 5]) -> Outcome {
     context(memory, Helper::ChangeTail, skb)?;
     let len = crate::world::size(low32(len));
-    let code = if flags != 0 || !(MIN_FRAME..=MAX_LEN).contains(&len) {
+    let code = if flags != 0 || !(world.packet.network..=MAX_LEN).contains(&len) {
         errno(Errno::Inval)
     } else if world.env.faults.packet_memory || world.packet.head + len > Packet::CEILING {
         errno(Errno::Nomem)
@@ -76,6 +76,8 @@ pub(super) fn change_head<M: Memory>(world: &mut World, memory: &mut M, [skb, le
     } else if world.env.faults.packet_memory || !world.push(0, len) {
         errno(Errno::Nomem)
     } else {
+        // The link-layer header now starts here, the network header stays where it was.
+        world.packet.network += len;
         0
     };
     world.packet_changed(memory);
@@ -104,17 +106,18 @@ pub(super) fn adjust_room<M: Memory>(world: &mut World, memory: &mut M, a: [u64;
         negative(ENOTSUPP)
     } else {
         let at = match low32(mode) {
-            ADJ_ROOM_NET => Some(MIN_FRAME + header),
-            ADJ_ROOM_MAC => Some(MIN_FRAME),
+            ADJ_ROOM_NET => Some(world.packet.network + header),
+            ADJ_ROOM_MAC => Some(world.packet.network),
             _ => None,
         };
-        let network = world.packet.len - MIN_FRAME;
+        let network = world.packet.len.saturating_sub(world.packet.network);
         let gso = world.space.context().gso_size != 0;
         let shrink = difference < 0;
         match at {
             None => negative(ENOTSUPP),
             Some(_) if shrink && (amount >= network || network - amount < header) => negative(ENOTSUPP),
             Some(_) if !shrink && world.packet.len + amount > MAX_LEN && !gso => negative(ENOTSUPP),
+            Some(_) if amount == 0 => 0,
             Some(_) if world.env.faults.packet_memory => errno(Errno::Nomem),
             Some(at) if at > world.packet.len => errno(Errno::Nomem),
             Some(at) if shrink && at + amount > world.packet.len => errno(Errno::Nomem),
