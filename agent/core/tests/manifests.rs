@@ -348,3 +348,21 @@ fn services_are_checked() {
     assert!(service("{type: ExternalName}").contains("spec.externalName: is required"));
     assert_eq!(service("{ports: [{name: a, port: 53}, {name: b, port: 53, protocol: UDP}]}"), "");
 }
+
+#[test]
+fn an_export_of_a_cluster_has_its_pods_once() {
+    let owned = |kind: &str, name: &str| {
+        format!("ownerReferences: [{{apiVersion: apps/v1, kind: {kind}, name: {name}, uid: u, controller: true}}]")
+    };
+    let spec =
+        "selector: {matchLabels: {app: w}}, template: {metadata: {labels: {app: w}}, spec: {containers: [{name: c}]}}";
+    let text = format!(
+        "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: d, namespace: x}}\nspec: {{replicas: 2, {spec}}}\n\
+         ---\napiVersion: apps/v1\nkind: ReplicaSet\nmetadata: {{name: d-1, namespace: x, {}}}\nspec: {{replicas: 2, {spec}}}\n\
+         ---\napiVersion: v1\nkind: Pod\nmetadata: {{name: d-1-abc, namespace: x, labels: {{app: w}}, {}}}\nspec: {{containers: []}}\n",
+        owned("Deployment", "d"),
+        owned("ReplicaSet", "d-1"),
+    );
+    let model = model(&text);
+    assert_eq!(model.pods().keys().map(ToString::to_string).collect::<Vec<_>>(), ["x/d-1-abc"]);
+}

@@ -3,8 +3,11 @@
 //! Invariant: a [`Model`] is always whole. A change that would break it (a duplicate address, a pod on an unknown node)
 //! is refused with every reason, and the model stays as it was.
 
+mod expand;
+mod nodes;
 pub mod object;
 mod read;
+mod read_pod;
 mod read_policy;
 mod read_service;
 mod resolve;

@@ -21,6 +21,8 @@ pub struct Meta {
     pub annotations: BTreeMap<String, String>,
     /// Whether it is being deleted (`deletionTimestamp`).
     pub terminating: bool,
+    /// Kind and name of the objects that made it (`ownerReferences`).
+    pub owners: Vec<(String, String)>,
     /// Where the object starts.
     pub position: Position,
 }

@@ -6,10 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::object::{
-    EndpointSlice, Name, NetworkPolicy, NodeObject, Object, PodObject, Service, ServiceType, Workload, WorkloadKind,
-};
-use super::{NAMESPACE_NAME, Node, Pod, Settings, slices};
+use super::object::{EndpointSlice, Name, NetworkPolicy, Object, PodObject, Service, ServiceType};
+use super::{NAMESPACE_NAME, Node, Pod, Settings, expand, nodes, slices};
 use crate::input::{InputError, Problem, Report};
 use crate::labels::Labels;
 use crate::prefix::Prefix;
@@ -43,8 +41,8 @@ pub(super) fn resolve(
 ) -> Resolved {
     let mut resolved = Resolved::default();
     namespaces(objects, &mut resolved.namespaces);
-    resolved.nodes = nodes(objects, settings, report);
-    let wanted = wanted_pods(objects, &resolved.nodes, report);
+    resolved.nodes = nodes::nodes(objects, settings, report);
+    let wanted = expand::wanted_pods(objects, &resolved.nodes, report);
     pods(&wanted, &mut resolved, placements, report);
     let addresses = || {
         let of_pods = resolved.pods.values().flat_map(|pod| pod.addresses.iter());
@@ -85,232 +83,6 @@ fn namespaces(objects: &[Object], namespaces: &mut BTreeMap<String, Labels>) {
     }
     for (name, labels) in namespaces {
         labels.insert(NAMESPACE_NAME.to_owned(), name.clone());
-    }
-}
-
-/// Node objects, or else the nodes that pods name; at least two when there are no Node objects.
-fn nodes(objects: &[Object], settings: Settings, report: &mut Report) -> Vec<Node> {
-    let mut given: Vec<&NodeObject> = Vec::new();
-    let mut named: Vec<&str> = Vec::new();
-    for object in objects {
-        match object {
-            Object::Node(node) => given.push(node),
-            Object::Pod(pod) => named.extend(pod.spec.node.iter().map(|(name, _)| name.as_str())),
-            Object::Workload(workload) => {
-                named.extend(workload.template.node.iter().map(|(name, _)| name.as_str()));
-            }
-            Object::Namespace(_)
-            | Object::Service(_)
-            | Object::EndpointSlice(_)
-            | Object::NetworkPolicy(_)
-            | Object::Inert { .. } => {}
-        }
-    }
-    let mut nodes: Vec<Node> = Vec::new();
-    let mut internal: Vec<usize> = Vec::new();
-    if given.is_empty() {
-        let mut names: Vec<&str> = Vec::new();
-        for name in named {
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        for name in ["node-1", "node-2"] {
-            if names.len() < 2 && !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        if names.iter().all(|name| ["node-1", "node-2"].contains(name)) {
-            names.sort_unstable();
-        }
-        for name in names {
-            internal.push(0);
-            nodes.push(Node {
-                name: name.to_owned(),
-                labels: Labels::from([("kubernetes.io/hostname".to_owned(), name.to_owned())]),
-                addresses: Vec::new(),
-                pod_cidrs: Vec::new(),
-                position: Position::built_in("default nodes"),
-            });
-        }
-    }
-    for node in given {
-        internal.push(node.internal.len());
-        nodes.push(Node {
-            name: node.meta.name.clone(),
-            labels: node.meta.labels.clone(),
-            addresses: node.internal.iter().chain(&node.external).copied().collect(),
-            pod_cidrs: node.pod_cidrs.clone(),
-            position: node.meta.position.clone(),
-        });
-    }
-    check_nodes(&nodes, report);
-    fill_nodes(&mut nodes, &internal, settings, report);
-    nodes
-}
-
-fn check_nodes(nodes: &[Node], report: &mut Report) {
-    let mut addresses: BTreeMap<IpAddr, &Node> = BTreeMap::new();
-    for (index, node) in nodes.iter().enumerate() {
-        for &address in &node.addresses {
-            if let Some(first) = addresses.insert(address, node) {
-                taken(report, &node.position, "status.addresses", address, first);
-            }
-        }
-        for &prefix in &node.pod_cidrs {
-            let overlaps =
-                |other: &&Node| (other.pod_cidrs.iter()).any(|old| old.covers(prefix) || prefix.covers(*old));
-            if let Some(first) = nodes.iter().take(index).find(overlaps) {
-                taken(report, &node.position, "spec.podCIDRs", prefix, first);
-            }
-        }
-    }
-}
-
-fn taken(report: &mut Report, position: &Position, field: &str, what: impl ToString, first: &Node) {
-    report.add(InputError::new(
-        position.clone(),
-        field,
-        Problem::Taken { what: what.to_string(), first: first.position.clone() },
-    ));
-}
-
-/// The node's number with the digits of its decimal form, as people write such addresses: 11 is `::11`.
-fn digits(number: u16) -> u16 {
-    u16::from_str_radix(&number.to_string(), 16).unwrap_or(number)
-}
-
-fn default_addresses(number: u16, settings: Settings) -> Option<Vec<IpAddr>> {
-    let host = number.checked_add(10)?;
-    let mut addresses = Vec::new();
-    if settings.ipv4 {
-        let [high, low] = host.to_be_bytes();
-        let address = Ipv4Addr::new(192, 168, high, low);
-        addresses.push(IpAddr::V4(address));
-    }
-    if settings.ipv6 {
-        let address = Ipv6Addr::new(0xfd00, 0xc0a8, 0, 0, 0, 0, 0, digits(host));
-        addresses.push(IpAddr::V6(address));
-    }
-    Some(addresses)
-}
-
-fn default_cidrs(number: u16, settings: Settings) -> Option<Vec<Prefix>> {
-    let mut prefixes = Vec::new();
-    if settings.ipv4 {
-        let [high, low] = number.to_be_bytes();
-        let second = 244_u8.checked_add(high)?;
-        prefixes.push(Prefix::new(Ipv4Addr::new(10, second, low, 0).into(), 24)?);
-    }
-    if settings.ipv6 {
-        let address = Ipv6Addr::new(0xfd00, 0x10, 0x244, digits(number), 0, 0, 0, 0);
-        prefixes.push(Prefix::new(address.into(), 64)?);
-    }
-    Some(prefixes)
-}
-
-fn fill_nodes(nodes: &mut [Node], internal: &[usize], settings: Settings, report: &mut Report) {
-    let mut addresses: BTreeSet<IpAddr> = nodes.iter().flat_map(|node| node.addresses.clone()).collect();
-    let mut prefixes: Vec<Prefix> = nodes.iter().flat_map(|node| node.pod_cidrs.clone()).collect();
-    for (index, node) in nodes.iter_mut().enumerate() {
-        let from = u16::try_from(index + 1).unwrap_or(u16::MAX);
-        if internal.get(index) == Some(&0) {
-            let found = (from..2_000)
-                .filter_map(|number| default_addresses(number, settings))
-                .find(|found| found.iter().all(|address| !addresses.contains(address)));
-            match found {
-                Some(mut found) => {
-                    addresses.extend(&found);
-                    found.append(&mut node.addresses);
-                    node.addresses = found;
-                }
-                None => exhausted(report, &node.position, "node addresses"),
-            }
-        }
-        if node.pod_cidrs.is_empty() {
-            let free = |found: &Vec<Prefix>| {
-                found.iter().all(|new| !(prefixes.iter()).any(|old| old.covers(*new) || new.covers(*old)))
-            };
-            let found = (from..2_000).filter_map(|number| default_cidrs(number, settings)).find(free);
-            match found {
-                Some(found) => {
-                    prefixes.extend(&found);
-                    node.pod_cidrs = found;
-                }
-                None => exhausted(report, &node.position, "pod prefixes for nodes"),
-            }
-        }
-    }
-}
-
-fn exhausted(report: &mut Report, position: &Position, what: &str) {
-    let what = what.to_owned();
-    report.add(InputError::new(position.clone(), "", Problem::Exhausted { what }));
-}
-
-/// Pods that were read and pods of workloads, in file order.
-fn wanted_pods(objects: &[Object], nodes: &[Node], report: &mut Report) -> Vec<PodObject> {
-    let mut pods = Vec::new();
-    for object in objects {
-        match object {
-            Object::Pod(pod) => pods.push(pod.clone()),
-            Object::Workload(workload) => expand(workload, nodes, &mut pods),
-            Object::Namespace(_)
-            | Object::Node(_)
-            | Object::Service(_)
-            | Object::EndpointSlice(_)
-            | Object::NetworkPolicy(_)
-            | Object::Inert { .. } => {}
-        }
-    }
-    let mut names: BTreeMap<Name, &Position> = BTreeMap::new();
-    for pod in &pods {
-        let position = &pod.meta.position;
-        if let Some(first) = names.insert(pod.meta.full_name(), position) {
-            report.add(InputError::new(
-                position.clone(),
-                "metadata.name",
-                Problem::Taken { what: format!("Pod `{}`", pod.meta.full_name()), first: first.clone() },
-            ));
-        }
-    }
-    pods.retain(|pod| !pod.finished);
-    pods
-}
-
-fn expand(workload: &Workload, nodes: &[Node], pods: &mut Vec<PodObject>) {
-    let count = match workload.kind {
-        WorkloadKind::DaemonSet => u32::try_from(nodes.len()).unwrap_or(u32::MAX),
-        WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::ReplicaSet | WorkloadKind::Job => {
-            workload.replicas
-        }
-    };
-    for index in 0..count {
-        let ordinal = workload.first_ordinal.saturating_add(index);
-        let mut meta = workload.meta.clone();
-        meta.name = format!("{}-{ordinal}", workload.meta.name);
-        meta.labels = workload.labels.clone();
-        meta.annotations = BTreeMap::new();
-        let mut spec = workload.template.clone();
-        let mut add = |key: &str, value: &str| {
-            meta.labels.insert(key.to_owned(), value.to_owned());
-        };
-        match workload.kind {
-            WorkloadKind::StatefulSet => {
-                add("statefulset.kubernetes.io/pod-name", &meta.name.clone());
-                add("apps.kubernetes.io/pod-index", &ordinal.to_string());
-            }
-            WorkloadKind::Job => {
-                add("batch.kubernetes.io/job-name", &workload.meta.name);
-                add("job-name", &workload.meta.name);
-            }
-            WorkloadKind::DaemonSet => {
-                let node = usize::try_from(index).ok().and_then(|i| nodes.get(i));
-                spec.node = node.map(|node| (node.name.clone(), node.position.clone()));
-            }
-            WorkloadKind::Deployment | WorkloadKind::ReplicaSet => {}
-        }
-        pods.push(PodObject { meta, spec, addresses: Vec::new(), ready: true, finished: false });
     }
 }
 
@@ -526,4 +298,9 @@ fn cluster_addresses(objects: &[Object], resolved: &mut Resolved, report: &mut R
             }
         }
     }
+}
+
+pub(super) fn exhausted(report: &mut Report, position: &Position, what: &str) {
+    let what = what.to_owned();
+    report.add(InputError::new(position.clone(), "", Problem::Exhausted { what }));
 }

@@ -55,6 +55,7 @@ pub(super) fn derive(
                         labels: Labels::from([(SERVICE_NAME.to_owned(), name.name.clone())]),
                         annotations: BTreeMap::new(),
                         terminating: false,
+                        owners: Vec::new(),
                         position: service.meta.position.clone(),
                     },
                     service: Some(name.clone()),

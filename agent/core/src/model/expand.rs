@@ -1,0 +1,88 @@
+//! Pods of workloads, as their controllers would make them.
+//!
+//! A workload whose pods (or, of a Deployment, whose ReplicaSets) are in the input themselves, as in an export of a
+//! cluster, makes no others: `ownerReferences` tell.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Node;
+use super::object::{Name, Object, PodObject, Workload, WorkloadKind};
+use crate::input::{InputError, Problem, Report};
+use crate::yaml::Position;
+
+/// Pods that were read and pods of workloads, in file order.
+pub(super) fn wanted_pods(objects: &[Object], nodes: &[Node], report: &mut Report) -> Vec<PodObject> {
+    let mut made_by: BTreeSet<(&str, &str, &str)> = BTreeSet::new();
+    for object in objects.iter().filter(|object| matches!(object, Object::Pod(_) | Object::Workload(_))) {
+        let meta = object.meta();
+        made_by.extend(meta.owners.iter().map(|(kind, name)| (meta.namespace.as_str(), kind.as_str(), name.as_str())));
+    }
+    let mut pods = Vec::new();
+    for object in objects {
+        match object {
+            Object::Pod(pod) => pods.push(pod.clone()),
+            Object::Workload(workload) => {
+                let key = object.key();
+                let made = (key.name.namespace.as_str(), key.kind, key.name.name.as_str());
+                if !made_by.contains(&made) {
+                    expand(workload, nodes, &mut pods);
+                }
+            }
+            Object::Namespace(_)
+            | Object::Node(_)
+            | Object::Service(_)
+            | Object::EndpointSlice(_)
+            | Object::NetworkPolicy(_)
+            | Object::Inert { .. } => {}
+        }
+    }
+    let mut names: BTreeMap<Name, &Position> = BTreeMap::new();
+    for pod in &pods {
+        let position = &pod.meta.position;
+        if let Some(first) = names.insert(pod.meta.full_name(), position) {
+            report.add(InputError::new(
+                position.clone(),
+                "metadata.name",
+                Problem::Taken { what: format!("Pod `{}`", pod.meta.full_name()), first: first.clone() },
+            ));
+        }
+    }
+    pods.retain(|pod| !pod.finished);
+    pods
+}
+
+fn expand(workload: &Workload, nodes: &[Node], pods: &mut Vec<PodObject>) {
+    let count = match workload.kind {
+        WorkloadKind::DaemonSet => u32::try_from(nodes.len()).unwrap_or(u32::MAX),
+        WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::ReplicaSet | WorkloadKind::Job => {
+            workload.replicas
+        }
+    };
+    for index in 0..count {
+        let ordinal = workload.first_ordinal.saturating_add(index);
+        let mut meta = workload.meta.clone();
+        meta.name = format!("{}-{ordinal}", workload.meta.name);
+        meta.labels = workload.labels.clone();
+        meta.annotations = BTreeMap::new();
+        let mut spec = workload.template.clone();
+        let mut add = |key: &str, value: &str| {
+            meta.labels.insert(key.to_owned(), value.to_owned());
+        };
+        match workload.kind {
+            WorkloadKind::StatefulSet => {
+                add("statefulset.kubernetes.io/pod-name", &meta.name.clone());
+                add("apps.kubernetes.io/pod-index", &ordinal.to_string());
+            }
+            WorkloadKind::Job => {
+                add("batch.kubernetes.io/job-name", &workload.meta.name);
+                add("job-name", &workload.meta.name);
+            }
+            WorkloadKind::DaemonSet => {
+                let node = usize::try_from(index).ok().and_then(|i| nodes.get(i));
+                spec.node = node.map(|node| (node.name.clone(), node.position.clone()));
+            }
+            WorkloadKind::Deployment | WorkloadKind::ReplicaSet => {}
+        }
+        pods.push(PodObject { meta, spec, addresses: Vec::new(), ready: true, finished: false });
+    }
+}
