@@ -228,35 +228,44 @@ fn read_container_port(item: &Field<'_>, report: &mut Report) -> Option<Containe
     Some(ContainerPort { name, port: port?, host_port, protocol: protocol? })
 }
 
-const WORKLOAD_UNREAD: &[&str] = &[
-    "activeDeadlineSeconds",
-    "backoffLimit",
-    "backoffLimitPerIndex",
-    "completionMode",
-    "completions",
-    "managedBy",
-    "manualSelector",
-    "maxFailedIndexes",
-    "minReadySeconds",
-    "paused",
-    "persistentVolumeClaimRetentionPolicy",
-    "podFailurePolicy",
-    "podManagementPolicy",
-    "podReplacementPolicy",
-    "progressDeadlineSeconds",
-    "revisionHistoryLimit",
-    "serviceName",
-    "strategy",
-    "successPolicy",
-    "ttlSecondsAfterFinished",
-    "updateStrategy",
-    "volumeClaimTemplates",
-];
+/// Fields of a workload's `spec` that do not matter here.
+const fn unread(kind: WorkloadKind) -> &'static [&'static str] {
+    match kind {
+        WorkloadKind::Deployment => {
+            &["minReadySeconds", "paused", "progressDeadlineSeconds", "revisionHistoryLimit", "strategy"]
+        }
+        WorkloadKind::StatefulSet => &[
+            "minReadySeconds",
+            "persistentVolumeClaimRetentionPolicy",
+            "podManagementPolicy",
+            "revisionHistoryLimit",
+            "serviceName",
+            "updateStrategy",
+            "volumeClaimTemplates",
+        ],
+        WorkloadKind::DaemonSet => &["minReadySeconds", "revisionHistoryLimit", "updateStrategy"],
+        WorkloadKind::ReplicaSet => &["minReadySeconds"],
+        WorkloadKind::Job => &[
+            "activeDeadlineSeconds",
+            "backoffLimit",
+            "backoffLimitPerIndex",
+            "completionMode",
+            "completions",
+            "managedBy",
+            "manualSelector",
+            "maxFailedIndexes",
+            "podFailurePolicy",
+            "podReplacementPolicy",
+            "successPolicy",
+            "ttlSecondsAfterFinished",
+        ],
+    }
+}
 
 pub(super) fn workload(kind: WorkloadKind, meta: Meta, fields: &mut Fields<'_>, report: &mut Report) -> Option<Object> {
     fields.accept(&["status"]);
     let mut spec = fields.require("spec", report)?.object(report)?;
-    spec.accept(WORKLOAD_UNREAD);
+    spec.accept(unread(kind));
     let replicas = |field: Field<'_>, report: &mut Report| {
         field.integer(report, 0..=100_000).and_then(|number| u32::try_from(number).ok())
     };
