@@ -58,7 +58,10 @@ pub(crate) struct World {
     pub env: Env,
     pub random: u64,
     pub run: Run,
+    /// What `skb_get_tunnel_key` finds.
     pub arrived: Option<TunnelKey>,
+    /// `tunnel_flags` of it.
+    pub tunnel_flags: u16,
     pub records: Vec<Record>,
     pub tail_calls: u32,
     pub key: Vec<u8>,
@@ -86,6 +89,7 @@ impl World {
             random: 0,
             run: Run::default(),
             arrived: None,
+            tunnel_flags: 0,
             records: Vec::new(),
             tail_calls: 0,
             key: Vec::with_capacity(64),
@@ -139,6 +143,8 @@ impl World {
         self.random = env.seed;
         self.run = Run::default();
         self.arrived = skb.tunnel_key;
+        // A packet received with an identifier (`IP_TUNNEL_KEY_BIT`).
+        self.tunnel_flags = 1 << 2;
         self.tail_calls = 0;
         self.records.clear();
         if env.seed != self.poison_seed {

@@ -6,14 +6,14 @@
 #![expect(clippy::unwrap_used, reason = "a failing helper of a test is a failing test")]
 
 #[path = "support/asm.rs"]
-#[allow(unused_imports, clippy::allow_attributes, reason = "every test uses another part")]
+#[allow(unused_imports, reason = "every test uses another part")]
 mod asm;
 #[path = "support/kernel.rs"]
 mod kernel;
 
 use std::sync::Arc;
 
-use asm::{DW, W, add, call, copy, exit, load, mov, store, wide};
+use asm::{DW, H, W, add, call, copy, exit, load, mov, store, wide};
 use simulator_vm::isa::Raw;
 use simulator_vm::{Checked, Engine, Env, Helper, Lane, Object, Rbpf, Skb};
 
@@ -104,6 +104,19 @@ fn arguments(random: &mut Random, helper: Helper, len: u64) -> Vec<Argument> {
         }
         Helper::ChangeType => vec![Context, Number(random.below(6))],
         Helper::SetHash => vec![Context, Number(random.next())],
+        Helper::GetTunnelKey => {
+            vec![Context, Buffer, Number(random.pick(&[28, 44, 24, 8, 20])), Number(random.pick(&[0, 1, 16, 2]))]
+        }
+        Helper::SetTunnelKey => {
+            let size = random.pick(&[28, 44, 24, 22, 8, 20, 28]);
+            vec![Context, Buffer, Number(size), Number(random.pick(&[0, 1, 2, 4, 8, 16, 15, 32]))]
+        }
+        Helper::Redirect | Helper::RedirectPeer => {
+            vec![Number(random.below(4)), Number(random.pick(&[0, 1, 2, 0]))]
+        }
+        Helper::RedirectNeigh => {
+            vec![Number(random.below(4)), Number(0), Number(0), Number(random.pick(&[0, 1]))]
+        }
         other => {
             assert_eq!(other, Helper::HashInvalid);
             vec![Context]
@@ -124,6 +137,11 @@ const HELPERS: &[Helper] = &[
     Helper::ChangeType,
     Helper::SetHash,
     Helper::HashInvalid,
+    Helper::GetTunnelKey,
+    Helper::SetTunnelKey,
+    Helper::Redirect,
+    Helper::RedirectPeer,
+    Helper::RedirectNeigh,
 ];
 
 /// The program, and what it calls in words.
@@ -148,6 +166,13 @@ fn program(random: &mut Random, len: u64) -> (Vec<Raw>, String) {
             continue;
         }
         used.push(helper);
+        if helper == Helper::SetTunnelKey {
+            // The extension and, mostly, the label must be zero.
+            code.push(asm::set(H, 10, -64 + 22, 0));
+            if random.below(4) != 0 {
+                code.push(asm::set(W, 10, -64 + 24, 0));
+            }
+        }
         text += helper.name();
         text += "(";
         for (register, argument) in (1u8..).zip(arguments(random, helper, len)) {

@@ -21,6 +21,13 @@ const BPF_F_TUNINFO_FLAGS: u64 = 16;
 /// ZERO_CSUM_TX, DONT_FRAGMENT, SEQ_NUMBER, NO_TUNNEL_KEY.
 const SET_FLAGS: u64 = BPF_F_TUNINFO_IPV6 | 2 | 4 | 8 | 16;
 const EPROTO: i64 = 71;
+/// Bits of tunnel_flags (`IP_TUNNEL_*_BIT`), as numbers of the network-order field.
+const TUNNEL_CSUM: u16 = 1;
+const TUNNEL_KEY: u16 = 1 << 2;
+const TUNNEL_SEQ: u16 = 1 << 3;
+const TUNNEL_DONT_FRAGMENT: u16 = 1 << 8;
+const TUNNEL_NOCACHE: u16 = 1 << 13;
+const FLOW_LABEL: u32 = 0xf_ffff;
 
 /// The struct's bytes: id 0, remote 4, tos 20, ttl 21, ext 22, label 24, local 28.
 fn encode(key: &TunnelKey) -> [u8; LEN] {
@@ -64,18 +71,25 @@ fn decode(bytes: &[u8; LEN], flags: u64) -> TunnelKey {
         local: (!local.is_unspecified()).then_some(local),
         tos: bytes[20],
         ttl: bytes[21],
-        label: word(24),
+        label: word(24) & FLOW_LABEL,
         flags,
     }
 }
 
-/// `skb_get_tunnel_key(skb, key, size, flags)`.
+/// `skb_get_tunnel_key(skb, key, size, flags)`. After a set it shows what was set, as if it had been received: what was
+/// the destination is the local address.
 pub(super) fn get<M: Memory>(world: &mut World, memory: &M, [skb, to, len, flags, _]: [u64; 5]) -> Outcome {
     let helper = Helper::GetTunnelKey;
     context(memory, helper, skb)?;
     let len = length(helper, len)?;
     let wants_v6 = flags & BPF_F_TUNINFO_IPV6 != 0;
     let key = world.arrived.filter(|_| !world.env.faults.get_tunnel_key);
+    let shown = if flags & BPF_F_TUNINFO_FLAGS != 0 { world.tunnel_flags } else { 0 };
+    let encode = |key: &TunnelKey| {
+        let mut bytes = encode(key);
+        [bytes[22], bytes[23]] = shown.to_be_bytes();
+        bytes
+    };
     let answer = match key {
         None => Err(errno(Errno::Inval)),
         Some(_) if flags & !(BPF_F_TUNINFO_IPV6 | BPF_F_TUNINFO_FLAGS) != 0 => Err(errno(Errno::Inval)),
@@ -118,8 +132,17 @@ pub(super) fn set<M: Memory>(world: &mut World, memory: &M, [skb, from, len, fla
     if (flags & BPF_F_TUNINFO_IPV6 == 0 && label) || extension {
         return Ok(errno(Errno::Inval));
     }
-    world.run.tunnel_key = Some(decode(&bytes, flags));
-    world.arrived = None;
+    let key = decode(&bytes, flags);
+    let unspecified: IpAddr =
+        if key.remote.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    world.run.tunnel_key = Some(key);
+    world.arrived = Some(TunnelKey { remote: key.local.unwrap_or(unspecified), local: Some(key.remote), ..key });
+    let bit = |flag: u64, bits: u16| if flags & flag != 0 { bits } else { 0 };
+    world.tunnel_flags = TUNNEL_NOCACHE
+        | (TUNNEL_CSUM & !bit(2, TUNNEL_CSUM))
+        | bit(4, TUNNEL_DONT_FRAGMENT)
+        | bit(8, TUNNEL_SEQ)
+        | (TUNNEL_KEY & !bit(16, TUNNEL_KEY));
     Ok(0)
 }
 
