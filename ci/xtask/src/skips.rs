@@ -56,7 +56,10 @@ mod tests {
 
     #[test]
     fn a_declared_skip_passes() {
-        assert_eq!(undeclared("test a ... ok\nskip: kernel-bpf: not root\nskip: lab: no vxlan\n"), Vec::<String>::new());
+        assert_eq!(
+            undeclared("test a ... ok\nskip: kernel-bpf: not root\nskip: lab: no vxlan\n"),
+            Vec::<String>::new()
+        );
     }
 
     #[test]

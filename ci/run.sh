@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# The one entry of CI, and of anyone who wants to know whether a change is good.
+#
+#   ci/run.sh            every stage, in order; stops at the first that fails
+#   ci/run.sh STAGE…     only these
+#   ci/run.sh --list     names the stages
+#
+# Logs of the stages are in target/ci. The last line is `N passed, N failed`: tests, and one for each other stage.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}" CARGO_INCREMENTAL=0 PROPTEST_DISABLE_FAILURE_PERSISTENCE=1
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$root/target}"
+export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+logs="$CARGO_TARGET_DIR/ci"
+example=examples/bookshop
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+install() { ci/install.sh; }
+
+fmt() {
+    cargo fmt --all --check
+    cargo fmt --check --manifest-path datapath/ebpf/Cargo.toml
+}
+
+clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+
+tidy() { cargo xtask tidy; }
+
+# The README's command. As root (here: through sudo, if it asks nothing) the kernel's tests run too.
+tests() {
+    if [ "$(id -u)" != 0 ] && sudo -n true 2>/dev/null; then
+        export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -n -E"
+    fi
+    cargo test --locked --no-fail-fast -- --show-output
+}
+
+# What tests did not do is declared, and the reasons are checked.
+skips() { cargo xtask skips "$logs/tests.log"; }
+
+# The committed object is what its sources give, here and in any other folder.
+object() {
+    cargo xtask build-ebpf --check
+    local copy
+    copy=$(mktemp -d "${TMPDIR:-/tmp}/weir-XXXXXX")
+    # shellcheck disable=SC2064 # now, not later
+    trap "rm -rf '$copy'" EXIT
+    git ls-files -z --cached --others --exclude-standard | tar --create --null --files-from=- --ignore-failed-read \
+        --warning=no-failed-read | tar --extract --directory="$copy"
+    (cd "$copy" && env -u CARGO_TARGET_DIR cargo xtask build-ebpf --check)
+}
+
+# The README's other command.
+matrix() { cargo run --locked --release -p simulator -- matrix "$example"; }
+
+# Instructions, look-ups and helper calls of every path, exactly.
+counts() {
+    cargo run --locked --release -p benches -- counts >"$logs/counts.txt"
+    diff -u benches/counts.txt "$logs/counts.txt"
+}
+
+fuzz() { cargo run --locked --release -p simulator -- fuzz --packets 20000 --seed 1; }
+
+all=(install fmt clippy tidy tests skips object matrix counts fuzz)
+
+# --- running them -----------------------------------------------------------------------------------------------------
+
+if [ "${1:-}" = --list ]; then
+    printf '%s\n' "${all[@]}"
+    exit
+fi
+stages=("$@")
+[ $# != 0 ] || stages=("${all[@]}")
+for stage in "${stages[@]}"; do
+    case " ${all[*]} " in
+    *" $stage "*) ;;
+    *)
+        echo "no stage is called \`$stage\`: ${all[*]}" >&2
+        exit 2
+        ;;
+    esac
+done
+
+mkdir -p "$logs"
+passed=0 failed=0 summary=()
+
+# Runs one stage, its output on the terminal and in its log; counts what it did. Leaves its exit code in `code`: a function
+# that is called in a condition would not stop at its first error.
+code=0
+run() {
+    local stage=$1 began=$SECONDS
+    printf '\n=== %s\n' "$stage"
+    set +e
+    (set -e; "$stage") 2>&1 | tee "$logs/$stage.log"
+    code=${PIPESTATUS[0]}
+    set -e
+    local good=0 bad=0
+    if [ "$stage" = tests ]; then
+        good=$(awk '/^test result: /{sum += $4} END {print sum + 0}' "$logs/tests.log")
+        bad=$(awk '/^test result: /{sum += $6} END {print sum + 0}' "$logs/tests.log")
+        # Something that did not compile has no result line.
+        [ "$code" = 0 ] || [ "$bad" != 0 ] || bad=1
+    elif [ "$code" = 0 ]; then
+        good=1
+    else
+        bad=1
+    fi
+    passed=$((passed + good)) failed=$((failed + bad))
+    summary+=("$(printf '%-8s %-6s %4d s  %5d passed %3d failed' "$stage" \
+        "$([ "$code" = 0 ] && echo ok || echo FAILED)" $((SECONDS - began)) "$good" "$bad")")
+}
+
+for stage in "${stages[@]}"; do
+    run "$stage"
+    [ "$code" = 0 ] || break
+done
+
+printf '\n=== summary\n'
+printf '%s\n' "${summary[@]}"
+[ ! -s "$logs/skips.log" ] || grep '^skip: ' "$logs/skips.log" || true
+printf '%d s in all\n' "$SECONDS"
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
