@@ -10,11 +10,36 @@ use std::fmt;
 use datapath_abi::ids::{self, Identity};
 
 use crate::labels::Labels;
-use crate::model::IpBlock;
+use crate::model::{IpBlock, Protocol};
 use crate::prefix::Prefix;
 
 /// First number of the node-local scope for nodes that policies tell apart.
 pub const FIRST_NODE: Identity = 0x0200_0000;
+
+/// What tells addresses of the same labels apart, when policies ask for it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mark {
+    /// The address lies in this block of a policy.
+    Block(IpBlock),
+    /// The pod has this number for a port that a policy names.
+    Port {
+        /// Name.
+        name: String,
+        /// Protocol.
+        protocol: Protocol,
+        /// Number.
+        number: u16,
+    },
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Block(block) => write!(f, "cidr:{block}"),
+            Self::Port { name, protocol, number } => write!(f, "port:{name}={number}/{protocol}"),
+        }
+    }
+}
 
 /// Whom an allocated identity stands for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,13 +52,13 @@ pub enum Owner {
         labels: Labels,
         /// Labels of the namespace.
         namespace_labels: Labels,
-        /// The blocks of policies that hold the address, when pods of these labels differ in that; else empty.
-        blocks: BTreeSet<IpBlock>,
+        /// What tells them from other pods with these labels; empty when nothing needs to.
+        marks: BTreeSet<Mark>,
     },
     /// Addresses outside the cluster whose longest prefix, of those that policies name, is this one.
     Prefix(Prefix),
-    /// Nodes whose address lies in these blocks, when nodes differ in that.
-    Nodes(BTreeSet<IpBlock>),
+    /// Nodes with these marks, when nodes differ in that.
+    Nodes(BTreeSet<Mark>),
 }
 
 impl Owner {
@@ -48,26 +73,26 @@ impl Owner {
     /// The owner as sorted labels, `source:key=value`.
     pub fn labels(&self) -> Vec<String> {
         let mut all = Vec::new();
-        let blocks = match self {
-            Self::Pods { namespace, labels, namespace_labels, blocks } => {
+        let marks = match self {
+            Self::Pods { namespace, labels, namespace_labels, marks } => {
                 all.extend(labels.iter().map(|(k, v)| format!("k8s:{k}={v}")));
                 all.extend(
                     (namespace_labels.iter()).map(|(k, v)| format!("k8s:io.cilium.k8s.namespace.labels.{k}={v}")),
                 );
                 all.push(format!("k8s:io.kubernetes.pod.namespace={namespace}"));
-                Some(blocks)
+                Some(marks)
             }
             Self::Prefix(prefix) => {
                 all.push(format!("cidr:{prefix}"));
                 None
             }
-            Self::Nodes(blocks) => {
+            Self::Nodes(marks) => {
                 all.push("reserved:remote-node".to_owned());
-                Some(blocks)
+                Some(marks)
             }
         };
-        for block in blocks.into_iter().flatten() {
-            all.push(format!("cidr:{block}"));
+        for mark in marks.into_iter().flatten() {
+            all.push(mark.to_string());
         }
         all.sort();
         all
@@ -188,7 +213,7 @@ mod tests {
             namespace: "x".to_owned(),
             labels: Labels::from([("app".to_owned(), app.to_owned())]),
             namespace_labels: Labels::new(),
-            blocks: BTreeSet::new(),
+            marks: BTreeSet::new(),
         }
     }
 

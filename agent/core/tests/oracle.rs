@@ -139,12 +139,12 @@ fn cluster(random: &mut Random) -> String {
     }
     for index in 0..2 + random.below(7) {
         let app = random.pick(&APPS);
-        // The numbers of named ports follow from the labels, so that an identity has one number per name.
-        let ports = match app {
-            "web" => "[{name: http, containerPort: 80}, {name: dns, protocol: UDP, containerPort: 99}]",
-            "api" => "[{name: http, containerPort: 8080}, {name: dns, containerPort: 443}]",
-            _ => "[]",
-        };
+        let ports = random.pick(&[
+            "[{name: http, containerPort: 80}, {name: dns, protocol: UDP, containerPort: 99}]",
+            "[{name: http, containerPort: 8080}, {name: dns, containerPort: 443}]",
+            "[{name: http, containerPort: 80}]",
+            "[]",
+        ]);
         let tier =
             if random.one_in(2) { format!(", tier: {}", random.pick(&["front", "back"])) } else { String::new() };
         let host = if random.one_in(8) { ", hostNetwork: true" } else { "" };

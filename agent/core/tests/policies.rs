@@ -189,7 +189,7 @@ fn named_ports_are_the_subjects_on_ingress_and_the_peers_on_egress() {
 }
 
 #[test]
-fn pods_of_one_identity_with_different_numbers_for_a_name_open_all_of_them() {
+fn pods_of_the_same_labels_may_have_different_numbers_for_a_name() {
     let pod = |name: &str, port: u16| {
         format!(
             "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: x, labels: {{app: w}}}}, spec: {{containers: [{{name: c, ports: [{{name: web, containerPort: {port}}}]}}]}}}}\n"
@@ -203,11 +203,11 @@ fn pods_of_one_identity_with_different_numbers_for_a_name_open_all_of_them() {
             "{podSelector: {matchLabels: {app: a}}, policyTypes: [Egress], egress: [{ports: [{port: web}]}]}",
         );
     let cluster = Cluster::new(&text);
-    for pod in ["x/w1", "x/w2"] {
-        assert!(
-            cluster.reaches("x/a", pod, 8080) && cluster.reaches("x/a", pod, 9090) && !cluster.reaches("x/a", pod, 80)
-        );
-    }
+    let open = |pod: &str| [80, 8080, 9090].map(|port| cluster.reaches("x/a", pod, port));
+    assert_eq!(open("x/w1"), [false, true, false]);
+    assert_eq!(open("x/w2"), [false, false, true]);
+    let without = Cluster::new(&(PODS.to_owned() + &pod("w1", 8080) + &pod("w2", 9090)));
+    assert_eq!(without.identities.iter().count(), 5, "nobody asks for the name: one identity for both");
 }
 
 #[test]

@@ -14,7 +14,8 @@
 //!   `HOST` is one identity for all addresses of the own node, allowed when the blocks hold any of them.
 //!
 //! **Named ports.** Ingress: the subject's container ports of that name and protocol. Egress: those of the peer pods, per
-//! identity; if pods of one identity give a name different numbers, all of them. Peers that are no pods have no names.
+//! identity; pods of the same labels that give a name different numbers are told apart, if an egress rule uses the name.
+//! Peers that are no pods have no names.
 
 pub mod rules;
 pub mod state;

@@ -5,14 +5,14 @@ use std::net::IpAddr;
 
 use datapath_abi::ids::{self, Identity};
 
-use crate::identity::{IdentityAllocator, IdentityError, Owner};
+use crate::identity::{IdentityAllocator, IdentityError, Mark, Owner};
 use crate::labels::{Labels, Selector};
-use crate::model::{IpBlock, PeerSelector, Pod, Protocol, Resolved};
+use crate::model::{IpBlock, PeerSelector, Pod, PortSelector, Protocol, Resolved};
 use crate::policy::Direction;
 use crate::prefix::Prefix;
 
-/// Blocks by their index in [`Peers::blocks`].
-type BlockSet = BTreeSet<usize>;
+/// Marks by their index in [`Peers::marks`].
+type MarkSet = BTreeSet<usize>;
 
 /// Addresses of pods that share an identity.
 #[derive(Clone, Debug)]
@@ -21,8 +21,7 @@ pub(super) struct Group {
     namespace: String,
     labels: Labels,
     namespace_labels: Labels,
-    /// Blocks that hold the addresses.
-    blocks: BlockSet,
+    marks: MarkSet,
     /// Numbers of the pods' named ports.
     named: BTreeMap<(String, Protocol), BTreeSet<u16>>,
 }
@@ -44,14 +43,14 @@ struct NodeAddress {
     node: String,
     /// Identity on other nodes.
     identity: Identity,
-    blocks: BlockSet,
+    marks: MarkSet,
 }
 
 /// All peers of the cluster.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Peers {
-    /// Every block that a rule in force names, in order.
-    blocks: Vec<IpBlock>,
+    /// Every block and every named port that a rule in force asks for, in order.
+    marks: Vec<Mark>,
     groups: Vec<Group>,
     pods: BTreeMap<IpAddr, Identity>,
     nodes: BTreeMap<IpAddr, NodeAddress>,
@@ -64,32 +63,28 @@ struct Alike<'a> {
     namespace: &'a str,
     labels: &'a Labels,
     namespace_labels: &'a Labels,
-    /// Their addresses, by the blocks that hold them.
-    parts: BTreeMap<BlockSet, Vec<(IpAddr, &'a Pod)>>,
+    /// Their addresses, by their marks.
+    parts: BTreeMap<MarkSet, Vec<(IpAddr, &'a Pod)>>,
 }
 
 impl Alike<'_> {
-    fn owner(&self, set: &BlockSet, blocks: &[IpBlock]) -> Owner {
+    fn owner(&self, set: &MarkSet, marks: &[Mark]) -> Owner {
         Owner::Pods {
             namespace: self.namespace.to_owned(),
             labels: self.labels.clone(),
             namespace_labels: self.namespace_labels.clone(),
-            blocks: difference(set, self.parts.keys(), blocks),
+            marks: difference(set, self.parts.keys(), marks),
         }
     }
 }
 
-/// The blocks of a set that are not in all of the sets: what tells its addresses from the others.
-fn difference<'a>(
-    set: &BlockSet,
-    sets: impl Iterator<Item = &'a BlockSet> + Clone,
-    blocks: &[IpBlock],
-) -> BTreeSet<IpBlock> {
-    let told = set.iter().filter(|block| !sets.clone().all(|other| other.contains(block)));
-    told.filter_map(|&block| blocks.get(block).cloned()).collect()
+/// The marks of a set that are not in all of the sets: what tells its addresses from the others.
+fn difference<'a>(set: &MarkSet, sets: impl Iterator<Item = &'a MarkSet> + Clone, marks: &[Mark]) -> BTreeSet<Mark> {
+    let told = set.iter().filter(|mark| !sets.clone().all(|other| other.contains(mark)));
+    told.filter_map(|&mark| marks.get(mark).cloned()).collect()
 }
 
-fn group_pods<'a>(cluster: &'a Resolved, none: &'a Labels, blocks: &[IpBlock]) -> Vec<Alike<'a>> {
+fn group_pods<'a>(cluster: &'a Resolved, none: &'a Labels, marks: &[Mark]) -> Vec<Alike<'a>> {
     let mut by_labels: BTreeMap<(&str, &Labels), Alike<'a>> = BTreeMap::new();
     for pod in cluster.pods.values().filter(|pod| !pod.host_network) {
         let namespace = pod.name.namespace.as_str();
@@ -100,32 +95,39 @@ fn group_pods<'a>(cluster: &'a Resolved, none: &'a Labels, blocks: &[IpBlock]) -
             parts: BTreeMap::new(),
         });
         for &address in &pod.addresses {
-            alike.parts.entry(covering(blocks, address)).or_default().push((address, pod));
+            alike.parts.entry(marks_of(marks, address, Some(pod))).or_default().push((address, pod));
         }
     }
     by_labels.into_values().collect()
 }
 
-fn covering(blocks: &[IpBlock], address: IpAddr) -> BlockSet {
-    let held = blocks.iter().enumerate().filter(|(_, block)| block.contains(address));
-    held.map(|(index, _)| index).collect()
+fn marks_of(marks: &[Mark], address: IpAddr, pod: Option<&Pod>) -> MarkSet {
+    let has = |mark: &Mark| match mark {
+        Mark::Block(block) => block.contains(address),
+        Mark::Port { name, protocol, number } => pod.is_some_and(|pod| {
+            let mut ports = pod.ports.iter();
+            ports.any(|port| (port.protocol, port.port) == (*protocol, *number) && port.name.as_ref() == Some(name))
+        }),
+    };
+    marks.iter().enumerate().filter(|(_, mark)| has(mark)).map(|(index, _)| index).collect()
 }
 
 impl Peers {
     pub(super) fn new(cluster: &Resolved, identities: &mut IdentityAllocator) -> Result<Self, IdentityError> {
-        let blocks: Vec<IpBlock> = blocks(cluster).into_iter().collect();
+        let blocks = blocks(cluster);
+        let marks: Vec<Mark> = asked_marks(cluster, &blocks).into_iter().collect();
         let none = Labels::new();
-        let alike = group_pods(cluster, &none, &blocks);
+        let alike = group_pods(cluster, &none, &marks);
         let mut nodes = Vec::new();
         for node in &cluster.nodes {
             for &address in &node.addresses {
-                nodes.push((address, node, covering(&blocks, address)));
+                nodes.push((address, node, marks_of(&marks, address, None)));
             }
         }
-        let node_sets: BTreeSet<&BlockSet> = nodes.iter().map(|(_, _, set)| set).collect();
-        let node_owner = |set: &BlockSet| {
+        let node_sets: BTreeSet<&MarkSet> = nodes.iter().map(|(_, _, set)| set).collect();
+        let node_owner = |set: &MarkSet| {
             let differ = node_sets.len() > 1;
-            differ.then(|| Owner::Nodes(difference(set, node_sets.iter().copied(), &blocks)))
+            differ.then(|| Owner::Nodes(difference(set, node_sets.iter().copied(), &marks)))
         };
         let prefixes: BTreeSet<Prefix> = (blocks.iter())
             .flat_map(|block| std::iter::once(&block.prefix).chain(&block.except))
@@ -135,14 +137,14 @@ impl Peers {
 
         let mut wanted: BTreeSet<Owner> = prefixes.iter().copied().map(Owner::Prefix).collect();
         wanted.extend(nodes.iter().filter_map(|(_, _, set)| node_owner(set)));
-        wanted.extend(alike.iter().flat_map(|alike| alike.parts.keys().map(|set| alike.owner(set, &blocks))));
+        wanted.extend(alike.iter().flat_map(|alike| alike.parts.keys().map(|set| alike.owner(set, &marks))));
         identities.assign(&wanted)?;
         let number = |owner: &Owner| identities.number(owner).unwrap_or(ids::UNMANAGED);
 
         let mut peers = Self::default();
         for alike in &alike {
             for (set, members) in &alike.parts {
-                let identity = number(&alike.owner(set, &blocks));
+                let identity = number(&alike.owner(set, &marks));
                 let mut named: BTreeMap<(String, Protocol), BTreeSet<u16>> = BTreeMap::new();
                 for (address, pod) in members {
                     peers.pods.insert(*address, identity);
@@ -157,18 +159,18 @@ impl Peers {
                     namespace: alike.namespace.to_owned(),
                     labels: alike.labels.clone(),
                     namespace_labels: alike.namespace_labels.clone(),
-                    blocks: set.clone(),
+                    marks: set.clone(),
                     named,
                 });
             }
         }
         for (address, node, set) in &nodes {
             let identity = node_owner(set).map_or(ids::REMOTE_NODE, |owner| number(&owner));
-            let node = NodeAddress { node: node.name.clone(), identity, blocks: set.clone() };
+            let node = NodeAddress { node: node.name.clone(), identity, marks: set.clone() };
             peers.nodes.insert(*address, node);
         }
         peers.prefixes = prefixes.into_iter().map(|prefix| (prefix, number(&Owner::Prefix(prefix)))).collect();
-        peers.blocks = blocks;
+        peers.marks = marks;
         Ok(peers)
     }
 
@@ -198,6 +200,10 @@ impl Peers {
         longest.map_or_else(|| world(cluster, address.is_ipv4()), |(_, identity)| *identity)
     }
 
+    fn mark(&self, block: &IpBlock) -> Option<usize> {
+        self.marks.binary_search(&Mark::Block(block.clone())).ok()
+    }
+
     /// Identities that a peer of a policy in namespace `home` stands for, nodes aside.
     pub(super) fn select(&self, cluster: &Resolved, home: &str, peer: &PeerSelector, found: &mut BTreeSet<Identity>) {
         match peer {
@@ -207,8 +213,8 @@ impl Peers {
                 found.extend(selected.map(|group| group.identity));
             }
             PeerSelector::Block(block) => {
-                if let Ok(index) = self.blocks.binary_search(block) {
-                    let groups = self.groups.iter().filter(|group| group.blocks.contains(&index));
+                if let Some(index) = self.mark(block) {
+                    let groups = self.groups.iter().filter(|group| group.marks.contains(&index));
                     found.extend(groups.map(|group| group.identity));
                 }
                 let inside = (self.prefixes.iter()).filter(|(prefix, _)| {
@@ -231,10 +237,10 @@ impl Peers {
         direction: Direction,
         found: &mut BTreeSet<Identity>,
     ) {
-        let Ok(index) = self.blocks.binary_search(block) else {
+        let Some(index) = self.mark(block) else {
             return;
         };
-        for owner in self.nodes.values().filter(|owner| owner.blocks.contains(&index)) {
+        for owner in self.nodes.values().filter(|owner| owner.marks.contains(&index)) {
             let own = owner.node == node;
             match direction {
                 // The own node reaches its pods without any rule.
@@ -265,6 +271,26 @@ fn blocks(cluster: &Resolved) -> BTreeSet<IpBlock> {
             PeerSelector::Pods { .. } => None,
         })
         .collect()
+}
+
+/// What pods and nodes have to be told apart by: the blocks, and what the ports that egress rules name are on pods.
+fn asked_marks(cluster: &Resolved, blocks: &BTreeSet<IpBlock>) -> BTreeSet<Mark> {
+    let egress = cluster.policies.values().filter(|policy| policy.isolates_egress).flat_map(|policy| &policy.egress);
+    let mut names: BTreeSet<(&str, Protocol)> = BTreeSet::new();
+    for port in egress.flat_map(|rule| &rule.ports) {
+        if let PortSelector::Named(name) = &port.ports {
+            names.insert((name, port.protocol));
+        }
+    }
+    let mut marks: BTreeSet<Mark> = blocks.iter().cloned().map(Mark::Block).collect();
+    for port in cluster.pods.values().flat_map(|pod| &pod.ports) {
+        if let Some(name) = &port.name
+            && names.contains(&(name, port.protocol))
+        {
+            marks.insert(Mark::Port { name: name.clone(), protocol: port.protocol, number: port.port });
+        }
+    }
+    marks
 }
 
 /// Identity of everything that nobody else owns.
