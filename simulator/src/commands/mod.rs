@@ -5,13 +5,14 @@
 mod explain;
 mod files;
 mod matrix;
+mod run;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::cluster::{ClusterError, Protocol};
+use crate::cluster::{ClusterError, EngineKind, Protocol};
 
 /// weir's network in one process: many nodes, the bytecode of production, no root.
 #[derive(Debug, Parser)]
@@ -28,6 +29,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Runs scenarios: objects, steps and what must come out.
+    Run(run::Args),
     /// Who reaches whom: every pod and the world, to every pod, by real packets through every hop's bytecode.
     Matrix(matrix::Args),
     /// Why a connection works or not: hop by hop, and the rule that decided.
@@ -38,6 +41,28 @@ enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// Which engines run a scenario.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum EngineChoice {
+    /// rbpf: machine code where there is that lane, else its interpreter.
+    #[default]
+    Rbpf,
+    /// weir's own interpreter, with exact memory checks.
+    Checked,
+    /// Each of them, one after the other.
+    All,
+}
+
+impl EngineChoice {
+    const fn kinds(self) -> &'static [EngineKind] {
+        match self {
+            Self::Rbpf => &[EngineKind::Rbpf],
+            Self::Checked => &[EngineKind::Checked],
+            Self::All => &[EngineKind::Rbpf, EngineKind::Checked],
+        }
+    }
 }
 
 /// Why a command ended early.
@@ -77,6 +102,7 @@ impl From<simulator_vm::RunError> for Failure {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
         Command::Matrix(args) => matrix::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Completions { shell } => {

@@ -8,7 +8,7 @@ use simulator_vm::RunError;
 use super::{Action, Expect, ProbeStep, Scenario, Step, Talk};
 use crate::cluster::matrix::of;
 use crate::cluster::probe::ProbeError;
-use crate::cluster::{Cluster, ClusterError, Options, Outcome, Party, Protocol};
+use crate::cluster::{Cluster, ClusterError, EngineKind, Hop, Options, Outcome, Party, Protocol};
 
 /// What a scenario said.
 #[derive(Debug, Default)]
@@ -46,6 +46,10 @@ pub struct Failed {
     pub reason: Option<String>,
     /// Where: `ingress` or `egress`.
     pub at: Option<String>,
+    /// Engine of the nodes.
+    pub engine: EngineKind,
+    /// Every hop, when they were written down.
+    pub trail: Vec<String>,
 }
 
 /// Why a run stopped.
@@ -61,16 +65,16 @@ enum Stop {
     Capture(std::io::Error),
 }
 
-/// Runs a scenario. What is wrong with the input is in [`Report::error`].
-pub fn run(scenario: &Scenario, options: &Options) -> Report {
+/// Runs a scenario; with `trace`, failures tell every hop. What is wrong with the input is in [`Report::error`].
+pub fn run(scenario: &Scenario, options: &Options, trace: bool) -> Report {
     let mut report = Report::default();
-    if let Err(stop) = steps(scenario, options, &mut report) {
+    if let Err(stop) = steps(scenario, options, trace, &mut report) {
         report.error = Some(stop.to_string());
     }
     report
 }
 
-fn steps(scenario: &Scenario, options: &Options, report: &mut Report) -> Result<(), Stop> {
+fn steps(scenario: &Scenario, options: &Options, trace: bool, report: &mut Report) -> Result<(), Stop> {
     let settings = Settings { ipv4: scenario.config.ipv4, ipv6: scenario.config.ipv6 };
     if !settings.ipv4 && !settings.ipv6 {
         let position = super::read::whole(&scenario.file);
@@ -79,6 +83,7 @@ fn steps(scenario: &Scenario, options: &Options, report: &mut Report) -> Result<
     }
     let model = Model::from_objects(scenario.objects.clone(), settings)?;
     let options = Options { tunnel: scenario.config.tunnel, ..options.clone() };
+    let engine = options.engine;
     let mut cluster = Cluster::new(model, options)?;
     for (index, step) in scenario.steps.iter().enumerate() {
         match &step.action {
@@ -91,7 +96,10 @@ fn steps(scenario: &Scenario, options: &Options, report: &mut Report) -> Result<
                 }
             }
             Action::Advance(ns) => cluster.advance(*ns),
-            Action::Probe(probe) => probe_step(&mut cluster, index + 1, step, probe, report)?,
+            Action::Probe(probe) => {
+                let failed = probe_step(&mut cluster, index + 1, step, probe, trace, report)?;
+                report.failures.extend(failed.map(|failed| Failed { engine, ..failed }));
+            }
         }
     }
     cluster.finish_captures().map_err(Stop::Capture)
@@ -106,27 +114,37 @@ fn probe_step(
     number: usize,
     step: &Step,
     probe: &ProbeStep,
+    trace: bool,
     report: &mut Report,
-) -> Result<(), Stop> {
+) -> Result<Option<Failed>, Stop> {
     let protocol = protocol(cluster, probe).map_err(|what| wrong(step, "probe.port", what))?;
     let resolved = cluster
         .probe_between(&probe.from, &probe.to, protocol, probe.family)
         .map_err(|error: ProbeError| wrong(step, "probe", error.to_string()))?;
     let resolved = crate::cluster::Probe { source_port: probe.source_port, ..resolved };
-    let mut told = false;
+    let mut first = None;
     for _ in 0..probe.repeat {
-        let outcome = cluster.probe(&resolved)?;
-        report.probes += 1;
-        if meets(&outcome, &probe.expect) {
-            continue;
+        if trace {
+            cluster.start_trail();
         }
-        report.failed += 1;
-        if !told {
-            told = true;
-            report.failures.push(failed(number, step, probe, protocol, &outcome));
+        let outcome = cluster.probe(&resolved)?;
+        let trail = cluster.take_trail();
+        report.probes += 1;
+        if !meets(&outcome, &probe.expect) {
+            report.failed += 1;
+            if first.is_none() {
+                let trail = trail.iter().map(|hop| hop_line(cluster, hop)).collect();
+                first = Some(Failed { trail, ..failed(number, step, probe, protocol, &outcome) });
+            }
         }
     }
-    Ok(())
+    Ok(first)
+}
+
+fn hop_line(cluster: &Cluster, hop: &Hop) -> String {
+    let node = hop.node.and_then(|node| cluster.nodes().get(node)).map_or("outside", |node| node.name.as_str());
+    let hook = hop.hook.map_or("", datapath_abi::Hook::name);
+    format!("{node} {} {hook}: {} | {}", hop.place, hop.before, hop.verdict)
 }
 
 /// The protocol with its port's number.
@@ -179,5 +197,7 @@ fn failed(number: usize, step: &Step, probe: &ProbeStep, protocol: Protocol, out
         got: got.to_owned(),
         reason,
         at,
+        engine: EngineKind::default(),
+        trail: Vec::new(),
     }
 }
