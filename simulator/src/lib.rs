@@ -3,3 +3,5 @@
 
 pub mod cluster;
 pub mod commands;
+pub mod engines;
+pub mod packet;

@@ -21,6 +21,7 @@ pub use checksum::{crc32c, internet_checksum};
 pub use dissect::from_bytes;
 pub use encode::to_bytes;
 pub use names::{protocol_name, protocol_number};
+pub(crate) use parse::mac;
 pub use parse::{PacketError, parse};
 pub use print::text;
 
