@@ -10,6 +10,8 @@ pub enum Action {
     Pass,
     /// Into the pod behind `target`, the host side of its veth.
     Deliver,
+    /// To `target`, the host side of a pod's veth, where `to_container` asks the pod's policy.
+    Forward,
     /// Out of the tunnel device, with the metadata of [`crate::Packet::set_tunnel_key`].
     Overlay,
     /// Back out of the interface it came from.
@@ -41,6 +43,12 @@ impl Verdict {
     #[inline(always)]
     pub const fn deliver(ifindex: u32) -> Self {
         Self { action: Action::Deliver, target: ifindex }
+    }
+
+    /// See [`Action::Forward`].
+    #[inline(always)]
+    pub const fn forward(ifindex: u32) -> Self {
+        Self { action: Action::Forward, target: ifindex }
     }
 
     /// See [`Action::Call`].

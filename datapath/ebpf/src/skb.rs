@@ -83,6 +83,10 @@ impl Skb {
                 };
                 Ok(code as i32)
             }
+            Action::Forward => {
+                // SAFETY: as above.
+                Ok(unsafe { helpers::bpf_redirect(verdict.target, 0) } as i32)
+            }
             Action::Reflect => {
                 // SAFETY: as above.
                 Ok(unsafe { helpers::bpf_redirect(self.ifindex(), 0) } as i32)
@@ -127,9 +131,9 @@ impl Packet for Skb {
     #[inline(always)]
     fn pull(&mut self, len: u32) {
         let (data, end) = self.bounds();
-        if data + len as usize > end {
-            let all = self.len();
-            let wanted = if len < all { len } else { all };
+        let all = self.len();
+        let wanted = if len < all { len } else { all };
+        if data + wanted as usize > end {
             // SAFETY: the context is this program's own. A failure leaves less readable, which every load checks.
             unsafe { helpers::bpf_skb_pull_data(self.skb, wanted) };
         }

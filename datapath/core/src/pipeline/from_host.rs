@@ -1,12 +1,12 @@
 //! Packets of the node's own stack towards pods, at weir's host device.
 //!
-//! A pod of this node sees identity `HOST` and its ingress policy is asked; to another node the packet travels with
-//! `REMOTE_NODE`, because `HOST` means the receiving node itself there.
+//! To a pod of this node: on to its veth, where `to_container` asks its policy. (The hook is an egress hook, where the
+//! kernel has no `bpf_redirect_peer`.) To another node: through the tunnel, with the identity that holds there.
 
-use datapath_abi::{CallSlot, Direction, IpFlags, TracePoint, config, ids};
+use datapath_abi::{CallSlot, Identity, IpFlags, config, ids};
 
-use super::{Outcome, deliver, enter, police, side, trace, tunnel};
-use crate::conntrack::Side;
+use super::{Outcome, enter, tunnel};
+use crate::edit;
 use crate::facts::Facts;
 use crate::family::{Family, V4};
 use crate::ipcache;
@@ -32,26 +32,31 @@ pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut F
 #[inline(always)]
 pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts: &mut Facts<F>) -> Outcome {
     F::addresses(packet, facts)?;
-    facts.source_identity = ids::HOST;
     let owner = ipcache::resolve(tables, &facts.tuple.destination);
     facts.destination_identity = owner.identity();
     let Some(destination) = owner.entry() else {
         return Ok(Verdict::PASS);
     };
     if destination.endpoint != 0 {
-        let parsed = F::parse(packet, tables, facts)?;
-        facts.endpoint = destination.endpoint;
-        facts.direction = Direction::Ingress;
-        let receiver = side(destination, ids::HOST);
-        let report = police(packet, tables, facts, &parsed, &Side::default(), &receiver)?;
-        let outcome = deliver::<F, P>(packet, tables.config(), destination);
-        if report && outcome.is_ok() {
-            trace(tables, facts, TracePoint::ToEndpoint);
-        }
-        return outcome;
+        edit::set_addresses(packet, destination.mac, tables.config().host_mac)?;
+        return Ok(Verdict::forward(destination.ifindex));
     }
     if tables.config().flags & config::TUNNEL == 0 || !destination.flags.has(IpFlags::POD) {
         return Ok(Verdict::PASS);
     }
-    tunnel(packet, ids::REMOTE_NODE, destination)
+    let source = ipcache::resolve(tables, &facts.tuple.source);
+    let local_host = source.has_any(IpFlags::LOCAL_HOST);
+    facts.source_identity = if local_host { ids::HOST } else { source.identity() };
+    tunnel(packet, on_the_wire(facts.source_identity), destination)
+}
+
+/// What an identity is called on other nodes: `HOST` would be the receiving node itself there, the worlds of one family
+/// travel as `WORLD`, and numbers of the node-local scope mean nothing elsewhere.
+#[inline(always)]
+const fn on_the_wire(identity: Identity) -> Identity {
+    match identity {
+        ids::HOST => ids::REMOTE_NODE,
+        ids::WORLD_IPV4 | ids::WORLD_IPV6 | ids::FIRST_LOCAL.. => ids::WORLD,
+        other => other,
+    }
 }

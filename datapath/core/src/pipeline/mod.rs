@@ -91,6 +91,9 @@ pub fn police<F: Family, P: Packet, T: Tables<F>>(
         return Ok(false);
     }
     facts.state = track.state;
+    if track.source_done && track.destination_done {
+        return Ok(track.report);
+    }
     let mut egress_rule = 0;
     let mut ingress_rule = 0;
     let mut asked_again = false;
