@@ -121,10 +121,11 @@ pub(crate) struct LoweredProgram {
 /// All programs of an object.
 #[derive(Debug)]
 pub(crate) struct Lowered {
+    /// Made from `programs` and dropped before them.
+    pub jit: std::sync::OnceLock<Result<crate::jit::Jit, LowerError>>,
     pub programs: Vec<LoweredProgram>,
     /// Keeps the sections alive whose addresses are in the code.
     _rodata: Vec<Rodata>,
-    pub jit: std::sync::OnceLock<Result<crate::jit::Jit, LowerError>>,
 }
 
 impl Lowered {

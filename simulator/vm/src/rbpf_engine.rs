@@ -70,26 +70,17 @@ impl Rbpf {
             .map_err(|error| LowerError::Memory { what: "memory below 4 GiB", reason: error.to_string() })?;
         let memory = Raw::new(&space, object.rodata(), &mut maps);
         space.set_slabs(&memory.first);
-        let mut machines = Vec::new();
-        match lane {
-            Lane::Interpreter => {
-                for program in &lowered.programs {
-                    // SAFETY: the engine keeps `lowered`, and drops its machines first.
-                    let mut vm = unsafe { machine(&program.name, &program.code, &program.helpers, interpreter_entry) }?;
-                    for range in memory.ranges.iter().filter(|range| range.start != memory.context) {
-                        vm.0.register_allowed_memory(range.start..range.end);
-                    }
-                    machines.push(vm);
-                }
-            }
+        let machines = match lane {
+            Lane::Interpreter => interpreters(&lowered, &memory)?,
             Lane::Jit => {
-                // SAFETY: the result is stored in `lowered` itself.
+                // SAFETY: the result is stored in `lowered` itself, which drops it before the code.
                 let compiled = lowered.jit.get_or_init(|| unsafe { Jit::compile(&lowered, jit_entry) });
                 if let Err(error) = compiled {
                     return Err(error.clone().into());
                 }
+                Vec::new()
             }
-        }
+        };
         Ok(Self { lane, machines, lowered, object, world: World::new(space, maps), memory, lent: false })
     }
 
@@ -141,6 +132,21 @@ impl Rbpf {
         result
     }
 
+    /// Takes the maps' memory again: for another CPU, or after they were lent out and perhaps replaced.
+    #[cold]
+    fn look_up_maps(&mut self, cpu: u32) -> Result<(), RunError> {
+        let before: Vec<(u64, u64)> = self.memory.ranges.iter().map(|range| (range.start, range.end)).collect();
+        self.memory.map_all(&mut self.world.maps, cpu);
+        self.world.space.set_slabs(&self.memory.first);
+        let same = self.memory.ranges.iter().map(|range| (range.start, range.end)).eq(before);
+        if self.lane == Lane::Interpreter && !same {
+            self.machines = interpreters(&self.lowered, &self.memory)
+                .map_err(|error| RunError::Engine { engine: self.name(), reason: error.to_string() })?;
+        }
+        self.lent = false;
+        Ok(())
+    }
+
     fn execute(&mut self, program: usize) -> Result<u64, RunError> {
         let top = self.world.space.at(space::STACK + space::STACK_LEN);
         let mut current = Current {
@@ -167,6 +173,20 @@ impl Rbpf {
     }
 }
 
+/// One machine per program. They must not outlive `lowered`.
+fn interpreters(lowered: &Lowered, memory: &Raw) -> Result<Vec<Vm>, LowerError> {
+    let mut machines = Vec::with_capacity(lowered.programs.len());
+    for program in &lowered.programs {
+        // SAFETY: engines keep `lowered`, and drop their machines first.
+        let mut vm = unsafe { machine(&program.name, &program.code, &program.helpers, interpreter_entry) }?;
+        for range in memory.ranges.iter().filter(|range| range.start != memory.context) {
+            vm.0.register_allowed_memory(range.start..range.end);
+        }
+        machines.push(vm);
+    }
+    Ok(machines)
+}
+
 impl Engine for Rbpf {
     fn name(&self) -> &'static str {
         match self.lane {
@@ -186,9 +206,7 @@ impl Engine for Rbpf {
         }
         self.world.begin(skb, env)?;
         if self.lent || env.cpu != self.memory.cpu {
-            self.memory.map_all(&mut self.world.maps, env.cpu);
-            self.world.space.set_slabs(&self.memory.first);
-            self.lent = false;
+            self.look_up_maps(env.cpu)?;
         }
         self.memory.packet_moved(&mut self.world.space, self.world.packet);
         let result = self.execute(start);

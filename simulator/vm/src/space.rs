@@ -141,10 +141,11 @@ impl Space {
     /// Writes the table of slabs. Those beyond [`MAX_SLABS`] are left out.
     pub(crate) fn set_slabs(&mut self, slabs: &[u64]) {
         let table = self.at(SLABS);
-        for (index, slab) in slabs.iter().take(MAX_SLABS).enumerate() {
+        for index in 0..MAX_SLABS {
             let word = table.wrapping_add(8 * index).cast::<u64>();
+            let slab = slabs.get(index).copied().unwrap_or(0);
             // SAFETY: inside the first STACK bytes of the space, aligned to 8.
-            unsafe { word.write(*slab) };
+            unsafe { word.write(slab) };
         }
         self.anchor().slabs = table as u64;
     }

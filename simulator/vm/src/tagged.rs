@@ -80,11 +80,10 @@ impl Tagged {
     /// Takes the maps' slabs again, for one CPU.
     pub(crate) fn map_all(&mut self, maps: &mut MemoryMaps, cpu: u32) {
         self.cpu = cpu;
-        for index in 0..maps.len() {
-            let region = maps.get_mut(index).map_or(Region::NONE, |map| map_region(map, cpu));
-            if let Some(row) = self.regions.get_mut(address::map_region(self.sections, index)) {
-                *row = region;
-            }
+        // Every row is written, so that none leads to maps that are gone.
+        let rows = self.regions.iter_mut().skip(address::map_region(self.sections, 0));
+        for (index, row) in rows.enumerate() {
+            *row = maps.get_mut(index).map_or(Region::NONE, |map| map_region(map, cpu));
         }
     }
 

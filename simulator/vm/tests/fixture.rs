@@ -242,3 +242,58 @@ fn the_rbpf_interpreter_leaves_the_same_behind() {
 fn the_rbpf_machine_code_leaves_the_same_behind() {
     agrees(Lane::Jit);
 }
+
+#[test]
+fn maps_may_be_replaced_between_runs() {
+    let object = object();
+    let run = |engine: &mut dyn Engine| engine.run_named("entry", &mut Skb::new(frame(), 3), &Env::default()).unwrap();
+    let mut filled_maps = object.new_maps(2).unwrap();
+    fill(&object, &mut filled_maps);
+    let mut checked = Checked::new(Arc::clone(&object), 2).unwrap();
+    let before = run(&mut checked);
+    *checked.memory_maps_mut() = filled_maps;
+    let after = run(&mut checked);
+    assert_ne!(before.redirect, after.redirect);
+    let mut lanes = vec![Lane::Interpreter];
+    if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        lanes.push(Lane::Jit);
+    }
+    for lane in lanes {
+        let mut filled_maps = object.new_maps(2).unwrap();
+        fill(&object, &mut filled_maps);
+        let mut engine = Rbpf::new(Arc::clone(&object), lane, 2).unwrap();
+        assert_eq!(run(&mut engine).redirect, before.redirect);
+        *engine.memory_maps_mut() = filled_maps;
+        assert_eq!(run(&mut engine).redirect, after.redirect);
+    }
+}
+
+#[test]
+fn engines_move_between_threads_and_objects_are_shared() {
+    fn moves<T: Send>() {}
+    fn shared<T: Send + Sync>() {}
+    moves::<Checked>();
+    moves::<Rbpf>();
+    shared::<Object>();
+    let object = object();
+    let codes: Vec<u32> = std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..4)
+            .map(|number| {
+                let object = &object;
+                scope.spawn(move || {
+                    let lane = if number % 2 == 0 || cfg!(not(target_arch = "x86_64")) {
+                        Lane::Interpreter
+                    } else {
+                        Lane::Jit
+                    };
+                    let mut engine = filled_rbpf(object, lane);
+                    (0..100)
+                        .map(|_| engine.run_named("entry", &mut Skb::new(frame(), 3), &Env::default()).unwrap().code)
+                        .sum()
+                })
+            })
+            .collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    assert_eq!(codes, [700; 4]);
+}
