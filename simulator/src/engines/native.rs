@@ -114,7 +114,7 @@ fn act(tables: &Tables<'_>, own: u32, verdict: Verdict, run: &mut Run) -> i32 {
         Action::Deliver if tables.config.flags & config::REDIRECT_PEER != 0 => {
             Redirect::Peer { ifindex: verdict.target, flags: 0 }
         }
-        Action::Deliver => Redirect::Device { ifindex: verdict.target, flags: 0 },
+        Action::Deliver | Action::Forward => Redirect::Device { ifindex: verdict.target, flags: 0 },
         Action::Reflect => Redirect::Device { ifindex: own, flags: 0 },
         Action::Overlay => Redirect::Device { ifindex: tables.config.tunnel_ifindex, flags: 0 },
     };
