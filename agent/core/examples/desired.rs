@@ -1,12 +1,14 @@
 //! Prints what the maps of every node should hold: `cargo run -p agent-core --example desired -- FILE.yaml...`
 //! Endpoint numbers and interface indices are made up (counting from 1 and 101 on each node).
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use agent_core::{Compiled, IdentityAllocator, LocalEndpoint, Model, Settings};
 use datapath_abi::Mac;
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
+    let mut out = std::io::stdout().lock();
     let mut files = Vec::new();
     for name in std::env::args().skip(1) {
         let text = std::fs::read_to_string(&name)?;
@@ -16,10 +18,10 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut identities = IdentityAllocator::default();
     let compiled = Compiled::new(&model, &mut identities)?;
     for (identity, owner) in identities.iter() {
-        println!("identity {identity}: {owner}");
+        writeln!(out, "identity {identity}: {owner}")?;
     }
     for node in model.nodes() {
-        println!("\nnode {}", node.name);
+        writeln!(out, "\nnode {}", node.name)?;
         let pods = model.pods().values().filter(|pod| pod.node == node.name && !pod.host_network);
         let locals: Vec<LocalEndpoint> = (1_u16..)
             .zip(pods)
@@ -31,9 +33,9 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
             })
             .collect();
         for local in &locals {
-            println!("endpoint {}: {}", local.id, local.pod);
+            writeln!(out, "endpoint {}: {}", local.id, local.pod)?;
         }
-        print!("{}", compiled.desired(&node.name, &locals)?.dump(compiled.rules()));
+        write!(out, "{}", compiled.desired(&node.name, &locals)?.dump(compiled.rules()))?;
     }
     Ok(())
 }
