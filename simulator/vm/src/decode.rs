@@ -9,7 +9,7 @@ use datapath_maps::MapSpec;
 use crate::address;
 use crate::helper::Helper;
 use crate::isa::{self, Raw, X, alu, class, jmp, mode, pseudo, size};
-use crate::loader::{LoadError, MapRef, Program, Rodata};
+use crate::loader::{LoadError, MapRef, Program};
 
 /// Operations. `K` takes the immediate, `X` the source register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +80,7 @@ pub struct Decoded {
     pub programs: Vec<DecodedProgram>,
 }
 
-pub(crate) fn decode(programs: &[Program], maps: &[MapSpec], rodata: &[Rodata]) -> Result<Decoded, LoadError> {
+pub(crate) fn decode(programs: &[Program], maps: &[MapSpec], sections: usize) -> Result<Decoded, LoadError> {
     for spec in maps {
         if spec.value_size >= address::MAX_OFFSET {
             return Err(LoadError::MapSize { map: spec.name.clone(), what: "values of 16 MiB or more" });
@@ -88,7 +88,7 @@ pub(crate) fn decode(programs: &[Program], maps: &[MapSpec], rodata: &[Rodata]) 
     }
     let programs = programs
         .iter()
-        .map(|program| Decoder { program, rodata: rodata.len(), maps: maps.len() }.run())
+        .map(|program| Decoder { program, rodata: sections, maps: maps.len() }.run())
         .collect::<Result<_, _>>()?;
     Ok(Decoded { programs })
 }

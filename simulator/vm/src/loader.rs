@@ -156,7 +156,7 @@ impl MapRef {
     }
 }
 
-/// A read-only section. Eight-byte aligned, never moves.
+/// A read-only section. Eight-byte aligned, never moves; clones share the bytes.
 #[derive(Clone)]
 pub struct Rodata {
     /// Name of the section.
@@ -205,20 +205,55 @@ impl fmt::Debug for Rodata {
     }
 }
 
-/// A linked object with its settings in place. Made once, shared by every node with the same settings.
+/// What all objects from one file have in common.
 #[derive(Debug)]
-pub struct Object {
+struct Code {
     programs: Vec<Program>,
-    maps: Vec<MapSpec>,
-    init: Vec<(usize, Vec<u8>)>,
-    rodata: Vec<Rodata>,
     license: String,
     decoded: Arc<Decoded>,
     lowered: OnceLock<Arc<Lowered>>,
+    /// Symbols and data sections of the file, without code; `None` for assembled programs.
+    file: Option<aya_obj::Object>,
+}
+
+/// A linked object with its settings in place, shared by every node with the same settings.
+///
+/// Objects made of each other by [`Object::with_globals`] share linked, decoded, lowered and machine code: only their
+/// data sections are their own.
+#[derive(Debug)]
+pub struct Object {
+    code: Arc<Code>,
+    maps: Vec<MapSpec>,
+    init: Vec<(usize, Vec<u8>)>,
+    rodata: Vec<Rodata>,
+}
+
+/// Where a map of the file goes.
+enum Place {
+    Map,
+    Variables,
+    Rodata,
+}
+
+fn place(map: &aya_obj::Map) -> Place {
+    let kind = map.section_kind();
+    if kind == EbpfSectionKind::Rodata {
+        Place::Rodata
+    } else if matches!(kind, EbpfSectionKind::Data | EbpfSectionKind::Bss) {
+        Place::Variables
+    } else {
+        Place::Map
+    }
+}
+
+fn by_name(maps: &HashMap<String, aya_obj::Map>) -> Vec<(&str, &aya_obj::Map)> {
+    let mut named: Vec<_> = maps.iter().map(|(name, map)| (name.as_str(), map)).collect();
+    named.sort_by_key(|entry| entry.0);
+    named
 }
 
 impl Object {
-    /// Links an object. `globals` are constants (or variables) to set before: name of the static, its bytes.
+    /// Links an object. `globals` are constants (or variables) to set: name of the static, its bytes.
     ///
     /// # Errors
     /// Anything that would make a program fail for a reason that can be seen without running it.
@@ -227,52 +262,29 @@ impl Object {
         if object.has_btf_relocations() {
             return Err(LoadError::CoreRelocations);
         }
-        for &(name, value) in globals {
-            let unknown = || LoadError::Global { name: name.to_owned(), size: value.len() };
-            object.patch_map_data(HashMap::from([(name, (value, true))])).map_err(|error| {
-                if matches!(
-                    error,
-                    aya_obj::ParseError::SymbolNotFound { .. }
-                        | aya_obj::ParseError::MapNotFound { .. }
-                        | aya_obj::ParseError::InvalidGlobalData { .. }
-                ) {
-                    unknown()
-                } else {
-                    LoadError::Parse(error)
-                }
-            })?;
-        }
         let license = object.license.to_string_lossy().into_owned();
 
-        let mut named: Vec<(String, aya_obj::Map)> = std::mem::take(&mut object.maps).into_iter().collect();
-        named.sort_by(|a, b| a.0.cmp(&b.0));
+        let file_maps = std::mem::take(&mut object.maps);
         let mut maps = Vec::new();
-        let mut init = Vec::new();
-        let mut rodata = Vec::new();
+        let mut sections = 0;
         let mut numbered = Vec::new();
-        for (name, map) in &named {
-            let kind = map.section_kind();
-            if kind == EbpfSectionKind::Rodata {
-                let number = i32::try_from(rodata.len()).unwrap_or(i32::MAX - RODATA_BASE);
-                numbered.push((name.as_str(), RODATA_BASE + number, map));
-                rodata.push(Rodata::new(name.clone(), map.data()));
+        for (name, map) in by_name(&file_maps) {
+            if matches!(place(map), Place::Rodata) {
+                numbered.push((name, RODATA_BASE + sections, map));
+                sections += 1;
                 continue;
             }
-            let spec = MapSpec {
-                name: name.clone(),
+            let number = i32::try_from(maps.len()).unwrap_or(RODATA_BASE - 1);
+            numbered.push((name, number, map));
+            maps.push(MapSpec {
+                name: name.to_owned(),
                 kind: MapKind::from_bpf(map.map_type())
-                    .ok_or_else(|| LoadError::MapKind { map: name.clone(), kind: map.map_type() })?,
+                    .ok_or_else(|| LoadError::MapKind { map: name.to_owned(), kind: map.map_type() })?,
                 key_size: map.key_size(),
                 value_size: map.value_size(),
                 max_entries: map.max_entries(),
                 flags: map.map_flags(),
-            };
-            if matches!(kind, EbpfSectionKind::Data | EbpfSectionKind::Bss) {
-                init.push((maps.len(), map.data().to_vec()));
-            }
-            let number = i32::try_from(maps.len()).unwrap_or(RODATA_BASE - 1);
-            numbered.push((name.as_str(), number, map));
-            maps.push(spec);
+            });
         }
 
         let text: HashSet<usize> = object.functions.keys().map(|key| key.0).collect();
@@ -293,7 +305,43 @@ impl Object {
                 lines: line_table(&function.line_info.line_info, &strings),
             });
         }
-        Self::from_parts(programs, maps, init, rodata, license)
+
+        let sections = usize::try_from(sections).unwrap_or(0);
+        let decoded = Arc::new(decode::decode(&programs, &maps, sections)?);
+        object.maps = file_maps;
+        object.functions.clear();
+        object.programs.clear();
+        object.btf = None;
+        object.btf_ext = None;
+        let code = Code { programs, license, decoded, lowered: OnceLock::new(), file: Some(object) };
+        Self { code: Arc::new(code), maps, init: Vec::new(), rodata: Vec::new() }.with_globals(globals)
+    }
+
+    /// The same programs with other settings: data sections as in the file but for these globals. Code is shared.
+    ///
+    /// # Errors
+    /// [`LoadError::Global`] for a name the file does not have, or bytes of another size.
+    pub fn with_globals(&self, globals: &[(&str, &[u8])]) -> Result<Self, LoadError> {
+        let mut file = self.code.file.clone();
+        for &(name, value) in globals {
+            let unknown = LoadError::Global { name: name.to_owned(), size: value.len() };
+            let Some(file) = &mut file else { return Err(unknown) };
+            file.patch_map_data(HashMap::from([(name, (value, true))])).map_err(|_| unknown)?;
+        }
+        let mut rodata = Vec::new();
+        let mut init = Vec::new();
+        let mut number = 0;
+        for (name, map) in file.as_ref().map(|file| by_name(&file.maps)).unwrap_or_default() {
+            match place(map) {
+                Place::Rodata => rodata.push(Rodata::new(name.to_owned(), map.data())),
+                Place::Variables => {
+                    init.push((number, map.data().to_vec()));
+                    number += 1;
+                }
+                Place::Map => number += 1,
+            }
+        }
+        Ok(Self { code: Arc::clone(&self.code), maps: self.maps.clone(), init, rodata })
     }
 
     /// Programs from code that no object file holds: for tests of engines.
@@ -311,30 +359,22 @@ impl Object {
             })
             .collect();
         programs.sort_by(|a, b| a.name.cmp(&b.name));
-        Self::from_parts(programs, maps, Vec::new(), Vec::new(), "Dual MIT/GPL".to_owned())
-    }
-
-    fn from_parts(
-        programs: Vec<Program>,
-        maps: Vec<MapSpec>,
-        init: Vec<(usize, Vec<u8>)>,
-        rodata: Vec<Rodata>,
-        license: String,
-    ) -> Result<Self, LoadError> {
-        let decoded = Arc::new(decode::decode(&programs, &maps, &rodata)?);
-        Ok(Self { programs, maps, init, rodata, license, decoded, lowered: OnceLock::new() })
+        let decoded = Arc::new(decode::decode(&programs, &maps, 0)?);
+        let license = "Dual MIT/GPL".to_owned();
+        let code = Code { programs, license, decoded, lowered: OnceLock::new(), file: None };
+        Ok(Self { code: Arc::new(code), maps, init: Vec::new(), rodata: Vec::new() })
     }
 
     /// The programs, sorted by name: [`ProgramId`] is the index.
     #[must_use]
     pub fn programs(&self) -> &[Program] {
-        &self.programs
+        &self.code.programs
     }
 
     /// Finds a program by name.
     #[must_use]
     pub fn program(&self, name: &str) -> Option<ProgramId> {
-        let index = self.programs.binary_search_by(|program| program.name.as_str().cmp(name)).ok()?;
+        let index = self.code.programs.binary_search_by(|program| program.name.as_str().cmp(name)).ok()?;
         u32::try_from(index).ok().map(ProgramId)
     }
 
@@ -353,7 +393,7 @@ impl Object {
     /// The licence the object declares.
     #[must_use]
     pub fn license(&self) -> &str {
-        &self.license
+        &self.code.license
     }
 
     /// Changes the capacity of a map, before any engine is made.
@@ -388,7 +428,7 @@ impl Object {
     }
 
     pub(crate) fn decoded(&self) -> Arc<Decoded> {
-        Arc::clone(&self.decoded)
+        Arc::clone(&self.code.decoded)
     }
 
     /// The code as rbpf gets it, made at the first call.
@@ -396,11 +436,11 @@ impl Object {
     /// # Errors
     /// [`LowerError`].
     pub(crate) fn lowered(&self) -> Result<Arc<Lowered>, LowerError> {
-        if let Some(lowered) = self.lowered.get() {
+        if let Some(lowered) = self.code.lowered.get() {
             return Ok(Arc::clone(lowered));
         }
-        let lowered = Arc::new(Lowered::new(&self.programs, &self.rodata, Entry::Context)?);
-        Ok(Arc::clone(self.lowered.get_or_init(|| lowered)))
+        let lowered = Arc::new(Lowered::new(&self.code.programs, self.maps.len(), Entry::Context)?);
+        Ok(Arc::clone(self.code.lowered.get_or_init(|| lowered)))
     }
 }
 

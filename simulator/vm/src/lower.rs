@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 
 use crate::helper::Helper;
 use crate::isa::{self, Raw, X, alu, atomic, class, jmp, mode, pseudo, size};
-use crate::loader::{MapRef, Program, Rodata};
+use crate::loader::{MapRef, Program};
 use crate::space::CONTEXT_LEN;
 
 /// Bytes of a frame, scratch included.
@@ -33,7 +33,7 @@ pub(crate) const HANDLE: u64 = 0x4d41_5000_0000_0000;
 const FRAME: i32 = 640;
 /// Spill slots of r0 to r5, relative to r10.
 const SPILL: [i16; 6] = [-520, -528, -536, -544, -552, -560];
-/// Where every frame keeps the address of the table of slabs.
+/// Where every frame keeps the address of the table of slabs and sections.
 const SLABS: i16 = -576;
 /// rbpf's interpreter computes jumps in 16 bits.
 const MAX_SLOTS: usize = 32_000;
@@ -124,15 +124,14 @@ pub(crate) struct Lowered {
     /// Made from `programs` and dropped before them.
     pub jit: std::sync::OnceLock<Result<crate::jit::Jit, LowerError>>,
     pub programs: Vec<LoweredProgram>,
-    /// Keeps the sections alive whose addresses are in the code.
-    _rodata: Vec<Rodata>,
 }
 
 impl Lowered {
-    pub(crate) fn new(programs: &[Program], rodata: &[Rodata], entry: Entry) -> Result<Self, LowerError> {
+    /// `maps` is their number: read-only sections come after them in the table of slabs.
+    pub(crate) fn new(programs: &[Program], maps: usize, entry: Entry) -> Result<Self, LowerError> {
         let programs =
-            programs.iter().map(|program| Lowering::new(program, rodata, entry).run()).collect::<Result<_, _>>()?;
-        Ok(Self { programs, _rodata: rodata.to_vec(), jit: std::sync::OnceLock::new() })
+            programs.iter().map(|program| Lowering::new(program, maps, entry).run()).collect::<Result<_, _>>()?;
+        Ok(Self { programs, jit: std::sync::OnceLock::new() })
     }
 }
 
@@ -149,7 +148,7 @@ enum Target {
 
 struct Lowering<'a> {
     program: &'a Program,
-    rodata: &'a [Rodata],
+    maps: usize,
     entry: Entry,
     out: Vec<(Raw, Target)>,
     /// Original slot → place in `out`; functions' entries apart.
@@ -183,15 +182,12 @@ const fn clear_high(dst: u8) -> Raw {
 }
 
 impl<'a> Lowering<'a> {
-    fn new(program: &'a Program, rodata: &'a [Rodata], entry: Entry) -> Self {
-        let uses_slabs = Self::walk(&program.code).any(|(_, raw)| {
-            raw.opcode == isa::LD_IMM64
-                && raw.src == pseudo::MAP_VALUE
-                && matches!(MapRef::from_imm(raw.imm), Some(MapRef::Map(_)))
-        });
+    fn new(program: &'a Program, maps: usize, entry: Entry) -> Self {
+        let uses_slabs =
+            Self::walk(&program.code).any(|(_, raw)| raw.opcode == isa::LD_IMM64 && raw.src == pseudo::MAP_VALUE);
         Self {
             program,
-            rodata,
+            maps,
             entry,
             out: Vec::with_capacity(program.code.len() * 2),
             slots: vec![None; program.code.len()],
@@ -453,15 +449,12 @@ impl<'a> Lowering<'a> {
         match (raw.src, MapRef::from_imm(raw.imm)) {
             (0, _) => self.emit_all([raw, insn(0, 0, 0, 0, high)]),
             (pseudo::MAP_FD, Some(MapRef::Map(map))) => self.emit_all(both(HANDLE | map as u64)),
-            (pseudo::MAP_VALUE, Some(MapRef::Rodata(section))) => {
-                let Some(section) = self.rodata.get(section) else {
-                    return Err(self.refuse(pc, "a section that does not exist"));
+            (pseudo::MAP_VALUE, Some(reference)) => {
+                let place = match reference {
+                    MapRef::Map(map) => map,
+                    MapRef::Rodata(section) => self.maps + section,
                 };
-                let address = section.as_ptr().expose_provenance() as u64;
-                self.emit_all(both(address.wrapping_add(u64::from(high.cast_unsigned()))));
-            }
-            (pseudo::MAP_VALUE, Some(MapRef::Map(map))) => {
-                let Ok(off) = i16::try_from(map * 8) else {
+                let Ok(off) = i16::try_from(place * 8) else {
                     return Err(self.refuse(pc, "so many maps"));
                 };
                 self.emit_all([

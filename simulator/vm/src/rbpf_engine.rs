@@ -57,19 +57,19 @@ impl Rbpf {
     /// # Errors
     /// As [`Self::new`].
     pub fn raw(object: Arc<Object>, lane: Lane) -> Result<Self, LoadError> {
-        let lowered = Arc::new(Lowered::new(object.programs(), object.rodata(), Entry::Memory)?);
+        let lowered = Arc::new(Lowered::new(object.programs(), object.maps().len(), Entry::Memory)?);
         Self::over(object, lowered, lane, 1)
     }
 
     fn over(object: Arc<Object>, lowered: Arc<Lowered>, lane: Lane, cpus: u32) -> Result<Self, LoadError> {
         let mut maps = object.new_maps(cpus)?;
-        if maps.len() > space::MAX_SLABS {
+        if maps.len() + object.rodata().len() > space::MAX_SLABS {
             return Err(LoadError::MapSize { map: format!("#{}", maps.len()), what: "too many maps for rbpf" });
         }
         let mut space = Space::low()
             .map_err(|error| LowerError::Memory { what: "memory below 4 GiB", reason: error.to_string() })?;
         let memory = Raw::new(&space, object.rodata(), &mut maps);
-        space.set_slabs(&memory.first);
+        space.set_slabs(memory.slabs());
         let machines = match lane {
             Lane::Interpreter => interpreters(&lowered, &memory)?,
             Lane::Jit => {
@@ -137,7 +137,7 @@ impl Rbpf {
     fn look_up_maps(&mut self, cpu: u32) -> Result<(), RunError> {
         let before: Vec<(u64, u64)> = self.memory.ranges.iter().map(|range| (range.start, range.end)).collect();
         self.memory.map_all(&mut self.world.maps, cpu);
-        self.world.space.set_slabs(&self.memory.first);
+        self.world.space.set_slabs(self.memory.slabs());
         let same = self.memory.ranges.iter().map(|range| (range.start, range.end)).eq(before);
         if self.lane == Lane::Interpreter && !same {
             self.machines = interpreters(&self.lowered, &self.memory)
@@ -461,7 +461,9 @@ struct Raw {
     /// The engine's own memory first, then slabs and sections by address.
     ranges: Vec<Range>,
     sections: Vec<Rodata>,
-    /// By map: address of the first slot's value on this CPU.
+    /// Number of maps the programs know.
+    maps: usize,
+    /// By map: address of the first slot's value on this CPU. Then addresses of read-only sections.
     first: Vec<u64>,
     strides: Vec<u64>,
     cpu: u32,
@@ -478,6 +480,7 @@ impl Raw {
             sections: sections.to_vec(),
             strides: Vec::new(),
             first: Vec::new(),
+            maps: maps.len(),
             cpu: 0,
         };
         let (start, len) = space.range();
@@ -492,12 +495,12 @@ impl Raw {
         self.ranges.truncate(1);
         self.strides.clear();
         self.first.clear();
-        for section in &self.sections {
-            let start = section.as_ptr().expose_provenance() as u64;
-            self.ranges.push(Range { start, end: start + section.len() as u64, writable: false });
-        }
-        for index in 0..maps.len() {
-            let Some(map) = maps.get_mut(index) else { continue };
+        for index in 0..self.maps {
+            let Some(map) = maps.get_mut(index) else {
+                self.first.push(0);
+                self.strides.push(0);
+                continue;
+            };
             let cpu = cpu.min(map.cpus().saturating_sub(1));
             let first = map.value_offset(0, cpu) as u64;
             let stride = map.value_stride() as u64;
@@ -508,9 +511,19 @@ impl Raw {
             self.strides.push(stride);
             self.first.push(start + first);
         }
+        for section in &self.sections {
+            let start = section.as_ptr().expose_provenance() as u64;
+            self.ranges.push(Range { start, end: start + section.len() as u64, writable: false });
+            self.first.push(start);
+        }
         if let Some(rest) = self.ranges.get_mut(1..) {
             rest.sort_by_key(|range| range.start);
         }
+    }
+
+    /// What lowered code finds in its table.
+    fn slabs(&self) -> &[u64] {
+        &self.first
     }
 
     #[inline]

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use datapath_maps::{MemoryMaps, UpdateMode};
 use simulator_vm::{
-    Checked, Engine, Env, FaultKind, Faults, Lane, Object, Rbpf, Redirect, Run, RunError, Skb, TraceEvent, action,
+    Checked, Engine, Env, FaultKind, Faults, Lane, LoadError, Object, Rbpf, Redirect, Run, RunError, Skb, TraceEvent,
+    action,
 };
 
 const BYTES: &[u8] = include_bytes!("fixtures/fixture.o");
@@ -296,4 +297,28 @@ fn engines_move_between_threads_and_objects_are_shared() {
         runs.into_iter().map(|run| run.join().unwrap()).collect()
     });
     assert_eq!(codes, [700; 4]);
+}
+
+#[test]
+fn objects_with_other_settings_share_code_and_not_settings() {
+    let first = object();
+    let settings: Vec<u8> = [0x5eedu32, 8, 99, 2].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let second = Arc::new(first.with_globals(&[("SETTINGS", &settings)]).unwrap());
+    assert!(std::ptr::eq(first.programs(), second.programs()));
+    let unset = Arc::new(second.with_globals(&[]).unwrap());
+    let redirect = |ifindex| Some(Redirect::Device { ifindex, flags: 1 });
+    let mut stranger = frame();
+    stranger[33] = 99;
+    for (object, expected) in [(&first, redirect(7)), (&second, redirect(8)), (&unset, None)] {
+        let mut engines: Vec<Box<dyn Engine>> = vec![Box::new(Checked::new(Arc::clone(object), 1).unwrap())];
+        engines.push(Box::new(Rbpf::new(Arc::clone(object), Lane::Interpreter, 1).unwrap()));
+        if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+            engines.push(Box::new(Rbpf::new(Arc::clone(object), Lane::Jit, 1).unwrap()));
+        }
+        for engine in &mut engines {
+            let run = engine.run_named("entry", &mut Skb::new(stranger.clone(), 1), &Env::default()).unwrap();
+            assert_eq!(run.redirect, expected, "{}", engine.name());
+        }
+    }
+    assert!(matches!(first.with_globals(&[("SETTINGS", &[0])]), Err(LoadError::Global { size: 1, .. })));
 }
