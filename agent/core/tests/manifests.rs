@@ -54,6 +54,7 @@ fn a_policy_is_refused_for_everything_that_the_api_refuses() {
         ),
         (peer("{ipBlock: {cidr: 1.2.3.0/24, except: [1.2.3.0/24]}}"), "must be a smaller block inside 1.2.3.0/24"),
         (peer("{ipBlock: {cidr: 1.2.3.0/24, except: [1.2.0.0/16]}}"), "must be a smaller block inside 1.2.3.0/24"),
+        (peer("{ipBlock: {cidr: \"::ffff:10.0.0.0/104\"}}"), "an IPv4 address is written as such"),
         (port("{port: 0}"), "ports[0].port: `0`: must be between 1 and 65535"),
         (port("{port: 65536}"), "must be between 1 and 65535"),
         (port("{port: \"80\"}"), "must be a number (without quotes) or a port's name"),
@@ -365,4 +366,29 @@ fn an_export_of_a_cluster_has_its_pods_once() {
     );
     let model = model(&text);
     assert_eq!(model.pods().keys().map(ToString::to_string).collect::<Vec<_>>(), ["x/d-1-abc"]);
+}
+
+#[test]
+fn deletion_takes_along_what_is_inside_and_what_was_made() {
+    let namespace = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: x}\n".to_owned();
+    let mut found = model(&(namespace.clone() + &pod("a", "") + &pod("b", "").replace("namespace: x", "namespace: y")));
+    let key = read_objects(&file(&namespace)).unwrap()[0].key();
+    assert_eq!(found.delete(&[key]).unwrap(), 2);
+    assert_eq!(found.pods().keys().map(ToString::to_string).collect::<Vec<_>>(), ["y/b"]);
+
+    let owned = |kind: &str, name: &str| format!("namespace: x, ownerReferences: [{{kind: {kind}, name: {name}}}]");
+    let spec =
+        "spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b}}, spec: {containers: []}}}\n";
+    let deployment = format!("---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: d, namespace: x}}\n{spec}");
+    let text = deployment.clone()
+        + &format!(
+            "---\napiVersion: apps/v1\nkind: ReplicaSet\nmetadata: {{name: r, {}}}\n{spec}",
+            owned("Deployment", "d")
+        )
+        + &pod("a", "").replace("namespace: x", &owned("ReplicaSet", "r"))
+        + &pod("b", "");
+    let mut found = model(&text);
+    let key = read_objects(&file(&deployment)).unwrap()[0].key();
+    assert_eq!(found.delete(&[key]).unwrap(), 3);
+    assert_eq!(found.pods().keys().map(ToString::to_string).collect::<Vec<_>>(), ["x/b"]);
 }

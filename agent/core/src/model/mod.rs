@@ -13,7 +13,7 @@ mod read_service;
 mod resolve;
 mod slices;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -163,13 +163,32 @@ impl Model {
         Ok(())
     }
 
-    /// Removes objects by kind, namespace and name. Returns how many there were.
+    /// Removes objects by kind, namespace and name, and, as the cluster does, what is in a namespace that goes and what
+    /// was made by an object that goes. Returns how many objects went.
     ///
     /// # Errors
     /// When others need them (pods on a node that goes); then nothing has changed.
     pub fn delete(&mut self, keys: &[ObjectKey]) -> Result<usize, InputErrors> {
-        let mut all = self.objects.clone();
-        all.retain(|object| !keys.contains(&object.key()));
+        let (mut all, mut gone) = (self.objects.clone(), keys.iter().cloned().collect::<BTreeSet<ObjectKey>>());
+        loop {
+            let goes = |object: &Object| {
+                let meta = object.meta();
+                let namespace = || ObjectKey { kind: "Namespace", name: Name::new("", &meta.namespace) };
+                let made_by_gone = |(kind, name): &(String, String)| {
+                    let in_namespace = |key: &ObjectKey| key.name.namespace == meta.namespace && key.name.name == *name;
+                    gone.iter().any(|key| key.kind == *kind && in_namespace(key))
+                };
+                gone.contains(&object.key())
+                    || (!meta.namespace.is_empty() && gone.contains(&namespace()))
+                    || (!meta.owners.is_empty() && meta.owners.iter().all(made_by_gone))
+            };
+            let (going, staying): (Vec<Object>, Vec<Object>) = all.into_iter().partition(goes);
+            all = staying;
+            if going.is_empty() {
+                break;
+            }
+            gone.extend(going.iter().map(Object::key));
+        }
         let removed = self.objects.len() - all.len();
         *self = Self::build(self.settings, all, self.placements.clone())?;
         Ok(removed)

@@ -254,21 +254,32 @@ fn read_owner(item: &Field<'_>, report: &mut Report) -> Option<(String, String)>
     Some((kind?.to_owned(), name?.to_owned()))
 }
 
+const MAPPED: &str = "an IPv4 address is written as such, without ::ffff:";
+
+fn is_mapped(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some())
+}
+
 /// Reads an address.
 pub(super) fn read_address(field: &Field<'_>, report: &mut Report) -> Option<IpAddr> {
-    let text = field.string(report)?;
-    let address = text.parse().ok();
-    if address.is_none() {
-        field.invalid(report, "must be an address, as 10.9.8.7 or 2001:db8::7");
+    let address: Option<IpAddr> = field.string(report)?.parse().ok();
+    match address {
+        None => field.invalid(report, "must be an address, as 10.9.8.7 or 2001:db8::7"),
+        Some(address) if is_mapped(address) => field.invalid(report, MAPPED),
+        Some(_) => {}
     }
     address
 }
 
 /// Reads a prefix.
 pub(super) fn read_prefix(field: &Field<'_>, report: &mut Report) -> Option<Prefix> {
-    let text = field.string(report)?;
-    match text.parse() {
-        Ok(prefix) => Some(prefix),
+    match field.string(report)?.parse::<Prefix>() {
+        Ok(prefix) => {
+            if is_mapped(prefix.address()) {
+                field.invalid(report, MAPPED);
+            }
+            Some(prefix)
+        }
         Err(error) => {
             field.invalid(report, error.to_string());
             None
