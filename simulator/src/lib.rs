@@ -5,3 +5,4 @@ pub mod cluster;
 pub mod commands;
 pub mod engines;
 pub mod packet;
+pub mod scenario;

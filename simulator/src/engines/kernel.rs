@@ -107,8 +107,12 @@ impl Kernel {
         }
         let stay = stay()?;
         let globals = [(config::SYMBOL, settings.as_bytes())];
-        let options =
-            LoadOptions { max_entries: limits.max_entries, instrument: true, globals: &globals, ..LoadOptions::default() };
+        let options = LoadOptions {
+            max_entries: limits.max_entries,
+            instrument: true,
+            globals: &globals,
+            ..LoadOptions::default()
+        };
         let loaded = Loaded::open(datapath_bytecode::OBJECT, &options)?;
         let ring = loaded.ring(MapId::Events.name())?;
         let programs = loaded.programs().map(|program| program.name().to_owned()).collect();

@@ -23,6 +23,7 @@ use simulator_vm::{Checked, Engine, Lane, LoadError, Object, Rbpf};
 use zerocopy::IntoBytes;
 
 pub use kernel::Kernel;
+pub(crate) use kernel::{shortest, unsupported};
 pub use native::Native;
 
 /// Which engine.

@@ -4,9 +4,7 @@
 use std::cell::RefCell;
 
 use datapath_abi::{Config, Direction, DropReason, Hook, MapId, config};
-use datapath_core::pipeline::{
-    self, from_container, from_host, from_netdev, from_overlay, to_container, to_netdev,
-};
+use datapath_core::pipeline::{self, from_container, from_host, from_netdev, from_overlay, to_container, to_netdev};
 use datapath_core::{Action, Facts, Family, Packet, V4, V6, Verdict, reply};
 use datapath_maps::{MapStore, MemoryMaps};
 use simulator_vm::{Engine, Env, ProgramId, Redirect, Run, RunError, Skb, action};

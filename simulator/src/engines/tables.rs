@@ -259,11 +259,9 @@ impl Packet for Frame<'_> {
         }
         let key = self.skb.tunnel_key?;
         Some(match key.remote {
-            IpAddr::V4(address) => TunnelKey {
-                id: key.id,
-                remote: Addr6::from_v4(Addr4::from_octets(address.octets())),
-                underlay6: false,
-            },
+            IpAddr::V4(address) => {
+                TunnelKey { id: key.id, remote: Addr6::from_v4(Addr4::from_octets(address.octets())), underlay6: false }
+            }
             IpAddr::V6(address) => {
                 TunnelKey { id: key.id, remote: Addr6::from_octets(address.octets()), underlay6: true }
             }
