@@ -6,7 +6,8 @@ use agent_core::Model;
 use agent_core::model::Protocol as PortProtocol;
 use simulator_vm::RunError;
 
-use super::{Cluster, Family, Party, Protocol};
+use super::probe::Endpoint;
+use super::{Cluster, Family, Party, Probe, Protocol};
 
 /// What one probe said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,13 +100,26 @@ impl Matrix {
         mut progress: impl FnMut(usize),
     ) -> Result<Self, RunError> {
         let endpoints = endpoints(cluster.model());
+        // A party that the model names is always found.
+        let found: Vec<Option<Endpoint>> = endpoints.iter().map(|party| cluster.endpoint(party).ok()).collect();
         let mut tables = Vec::with_capacity(ports.len());
         for &port in ports {
             let mut rows = Vec::with_capacity(endpoints.len());
-            for from in &endpoints {
+            for (sender, from) in found.iter().enumerate() {
                 let mut row = Vec::with_capacity(endpoints.len());
-                for to in &endpoints {
-                    row.push(ask(cluster, from, to, port, family)?);
+                for (receiver, to) in found.iter().enumerate() {
+                    if sender == receiver {
+                        row.push(Cell::Same);
+                        continue;
+                    }
+                    let ends = from.as_ref().zip(to.as_ref());
+                    // Ends without a family in common cannot reach each other.
+                    let probe = ends.and_then(|(from, to)| Probe::between(from, to, port, family));
+                    let allowed = match probe {
+                        Some(probe) => cluster.probe(&probe)?.allowed(),
+                        None => false,
+                    };
+                    row.push(if allowed { Cell::Allow } else { Cell::Deny });
                 }
                 rows.push(row);
                 progress(endpoints.len());
@@ -114,21 +128,4 @@ impl Matrix {
         }
         Ok(Self { endpoints, tables })
     }
-}
-
-fn ask(
-    cluster: &mut Cluster,
-    from: &Party,
-    to: &Party,
-    port: Protocol,
-    family: Option<Family>,
-) -> Result<Cell, RunError> {
-    if from == to {
-        return Ok(Cell::Same);
-    }
-    // Ends without a family in common cannot reach each other.
-    let Ok(probe) = cluster.probe_between(from, to, port, family) else {
-        return Ok(Cell::Deny);
-    };
-    Ok(if cluster.probe(&probe)?.allowed() { Cell::Allow } else { Cell::Deny })
 }

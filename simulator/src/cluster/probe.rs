@@ -119,6 +119,41 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// One end of a probe, found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    place: Place,
+    ipv4: Option<IpAddr>,
+    ipv6: Option<IpAddr>,
+}
+
+impl Endpoint {
+    /// With the first address of each family.
+    fn new(place: Place, addresses: &[IpAddr]) -> Self {
+        let first = |family: Family| addresses.iter().copied().find(|address| family.has(address));
+        Self { place, ipv4: first(Family::Ipv4), ipv6: first(Family::Ipv6) }
+    }
+
+    const fn address(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::Ipv4 => self.ipv4,
+            Family::Ipv6 => self.ipv6,
+        }
+    }
+}
+
+impl Probe {
+    /// From one end to the other; `None`: they have no family in common, or not the one that is asked for.
+    pub fn between(from: &Endpoint, to: &Endpoint, protocol: Protocol, family: Option<Family>) -> Option<Self> {
+        let pair = |family: Family| from.address(family).zip(to.address(family));
+        let (source, destination) = match family {
+            Some(family) => pair(family),
+            None => pair(Family::Ipv4).or_else(|| pair(Family::Ipv6)),
+        }?;
+        Some(Self { from: from.place, source, to: to.place, destination, protocol, source_port: None })
+    }
+}
+
 /// A probe, resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
@@ -194,22 +229,23 @@ impl Outcome {
 }
 
 impl Cluster {
-    fn party(&self, party: &Party) -> Result<(Place, Vec<IpAddr>), ProbeError> {
+    /// Finds who a party is, and where.
+    ///
+    /// # Errors
+    /// See [`ProbeError`].
+    pub fn endpoint(&self, party: &Party) -> Result<Endpoint, ProbeError> {
         match party {
-            Party::World => Ok((Place::World, world_addresses())),
-            Party::Address(address) => Ok((self.place_of(*address), vec![*address])),
+            Party::World => Ok(Endpoint::new(Place::World, &world_addresses())),
+            Party::Address(address) => Ok(Endpoint::new(self.place_of(*address), &[*address])),
             Party::Node(name) => {
-                let index = self.nodes.iter().position(|node| node.name == *name);
-                let node = index.and_then(|index| self.nodes.get(index));
-                match (index, node) {
-                    (Some(index), Some(node)) => Ok((Place::Node(index), node.addresses.clone())),
-                    _ => Err(ProbeError::NoNode(name.clone())),
-                }
+                let found = self.nodes.iter().enumerate().find(|(_, node)| node.name == *name);
+                let (index, node) = found.ok_or_else(|| ProbeError::NoNode(name.clone()))?;
+                Ok(Endpoint::new(Place::Node(index), &node.addresses))
             }
             Party::Pod(name) => {
                 let pod = self.model.pods().get(name).ok_or_else(|| ProbeError::NoPod(name.to_string()))?;
                 let place = pod.addresses.first().map_or(Place::World, |address| self.place_of(*address));
-                Ok((place, pod.addresses.clone()))
+                Ok(Endpoint::new(place, &pod.addresses))
             }
         }
     }
@@ -233,27 +269,15 @@ impl Cluster {
         protocol: Protocol,
         family: Option<Family>,
     ) -> Result<Probe, ProbeError> {
-        let (from_place, sources) = self.party(from)?;
-        let (to_place, destinations) = self.party(to)?;
-        let pair = |family: Family| {
-            let find = |all: &[IpAddr]| all.iter().copied().find(|address| family.has(address));
-            find(&sources).zip(find(&destinations))
-        };
-        let found = match family {
-            Some(family) => pair(family),
-            None => pair(Family::Ipv4).or_else(|| pair(Family::Ipv6)),
-        };
-        match (found, family) {
-            (Some((source, destination)), _) => {
-                Ok(Probe { from: from_place, source, to: to_place, destination, protocol, source_port: None })
-            }
-            (None, None) => Err(ProbeError::Families { from: from.to_string(), to: to.to_string() }),
-            (None, Some(family)) => {
-                let party = if sources.iter().any(|address| family.has(address)) { to } else { from };
+        let (sender, receiver) = (self.endpoint(from)?, self.endpoint(to)?);
+        Probe::between(&sender, &receiver, protocol, family).ok_or_else(|| match family {
+            None => ProbeError::Families { from: from.to_string(), to: to.to_string() },
+            Some(family) => {
+                let party = if sender.address(family).is_some() { to } else { from };
                 let family = if family == Family::Ipv4 { "IPv4" } else { "IPv6" };
-                Err(ProbeError::NoAddress { party: party.to_string(), family })
+                ProbeError::NoAddress { party: party.to_string(), family }
             }
-        }
+        })
     }
 
     /// Sends a probe.
