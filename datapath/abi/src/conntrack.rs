@@ -56,8 +56,9 @@ shared! {
 }
 
 shared! {
-    /// Value of `ct4` and `ct6`.
-    pub struct CtEntry (48) {
+    /// Value of `ct4` and `ct6`. Of 64 bytes: with its key and the kernel's 48 bytes, an entry of `ct4` is then two cache
+    /// lines, never three.
+    pub struct CtEntry (64) {
         /// When the flow is forgotten, in ticks of `jiffies64`.
         pub expires: u64,
         /// Low 32 bits of the tick of the last trace event for packets of the client.
@@ -75,7 +76,7 @@ shared! {
         /// TCP flags the server has sent.
         pub server_tcp: u8,
         /// Zero.
-        pub pad: [u8; 4],
+        pub pad: [u8; 20],
     }
 }
 

@@ -69,36 +69,22 @@ pub struct Flow<F: Family> {
 }
 
 impl<F: Family> Flow<F> {
-    /// No flow yet.
+    /// The flow of a packet with these ends.
     #[inline(always)]
-    pub fn new() -> Self {
-        Self { key: F::CtKey::default(), source_is_lo: false }
-    }
-
-    /// Becomes the flow of a packet with these ends.
-    #[inline(always)]
-    pub fn set(&mut self, tuple: &Tuple<F>) {
+    pub fn of(tuple: &Tuple<F>) -> Self {
         let Tuple { source, destination, sport, dport, protocol } = tuple;
         let ends = Ends { source, destination, sport: *sport, dport: *dport, protocol: *protocol };
-        self.source_is_lo = F::ct_key(&mut self.key, &ends);
+        let mut key = F::CtKey::default();
+        let source_is_lo = F::ct_key(&mut key, &ends);
+        Self { key, source_is_lo }
     }
 
-    /// Becomes the flow that an ICMP error quotes; false if too little is quoted.
+    /// The flow that an ICMP error quotes, seen in the direction of the error; `None` if too little is quoted.
     #[inline(always)]
-    pub fn set_quoted<P: Packet>(&mut self, packet: &mut P, parsed: &Parsed) -> bool {
-        match parse::quoted::<F, P>(packet, parsed, &mut self.key) {
-            Some(source_is_lo) => {
-                self.source_is_lo = source_is_lo;
-                true
-            }
-            None => false,
-        }
-    }
-}
-
-impl<F: Family> Default for Flow<F> {
-    fn default() -> Self {
-        Self::new()
+    pub fn quoted<P: Packet>(packet: &mut P, parsed: &Parsed) -> Option<Self> {
+        let mut key = F::CtKey::default();
+        let source_is_lo = parse::quoted::<F, P>(packet, parsed, &mut key)?;
+        Some(Self { key, source_is_lo })
     }
 }
 
@@ -113,11 +99,9 @@ pub fn track<F: Family, T: CtTable<F> + Node>(
     destination: &Side,
 ) -> Track {
     let now = tables.now();
-    let settings = Timeouts::of(tables.config());
+    let settings = tables.config();
     match tables.flow(&flow.key) {
-        Some(mut entry) => {
-            advance(&mut entry, flow.source_is_lo, class, tcp_flags, source, destination, now, &settings)
-        }
+        Some(mut entry) => advance(&mut entry, flow.source_is_lo, class, tcp_flags, source, destination, now, settings),
         None => Track::NEW,
     }
 }
@@ -143,7 +127,7 @@ pub fn create<F: Family, T: CtTable<F> + Node>(
     destination: (&Side, u32),
 ) -> Result<(), TableFull> {
     let now = tables.now();
-    let settings = Timeouts::of(tables.config());
+    let settings = tables.config();
     let mut flags = if flow.source_is_lo { CtFlags::CLIENT_LO } else { 0 };
     let mut lifetime = settings.other;
     if class == Class::Tcp {
@@ -174,7 +158,7 @@ pub fn create<F: Family, T: CtTable<F> + Node>(
         flags: CtFlags(flags),
         client_tcp: tcp_flags,
         server_tcp: 0,
-        pad: [0; 4],
+        pad: [0; 20],
     };
     tables.remember_flow(&flow.key, &entry)
 }
@@ -198,27 +182,6 @@ pub fn renew<F: Family, T: CtTable<F> + Node>(
     }
 }
 
-struct Timeouts {
-    tcp_established: u32,
-    tcp_syn: u32,
-    tcp_closing: u32,
-    other: u32,
-    report: u32,
-}
-
-impl Timeouts {
-    #[inline(always)]
-    fn of(config: &Config) -> Self {
-        Self {
-            tcp_established: config.tcp_established,
-            tcp_syn: config.tcp_syn,
-            tcp_closing: config.tcp_closing,
-            other: config.other,
-            report: config.report_interval,
-        }
-    }
-}
-
 /// Whether every asked side has accepted the flow, for a packet from the `lo` end or not.
 #[inline(always)]
 fn accepted(entry: &CtEntry, source_is_lo: bool, source: &Side, destination: &Side) -> bool {
@@ -238,7 +201,7 @@ fn advance(
     source: &Side,
     destination: &Side,
     now: u64,
-    settings: &Timeouts,
+    settings: &Config,
 ) -> Track {
     if entry.expires <= now || !accepted(entry, source_is_lo, source, destination) {
         return Track::NEW;
@@ -289,7 +252,7 @@ fn advance(
         entry.expires = now + u64::from(settings.other);
     }
     let last = if forward { entry.client_report } else { entry.server_report };
-    if report || low(now).wrapping_sub(last) >= settings.report {
+    if report || low(now).wrapping_sub(last) >= settings.report_interval {
         report = true;
         if forward {
             entry.client_report = low(now);

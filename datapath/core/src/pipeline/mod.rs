@@ -73,14 +73,54 @@ pub fn police<F: Family, P: Packet, T: Tables<F>>(
     source: &Side,
     destination: &Side,
 ) -> Result<bool, DropReason> {
-    let tracked = matches!(parsed.class, Class::Tcp | Class::Datagram);
-    let mut track = conntrack::Track::NEW;
-    let mut flow = Flow::new();
-    if tracked {
-        flow.set(&facts.tuple);
-        track = conntrack::track(tables, &flow, parsed.class, facts.tcp_flags, source, destination);
-    } else if parsed.class == Class::Error
-        && flow.set_quoted(packet, parsed)
+    match parsed.class {
+        Class::Tcp | Class::Datagram => police_flow(tables, facts, parsed, source, destination),
+        Class::Error | Class::Single => police_single(packet, tables, facts, parsed, source, destination),
+    }
+}
+
+/// A packet that opens or continues a flow of its own.
+#[inline(always)]
+fn police_flow<F: Family, T: Tables<F>>(
+    tables: &T,
+    facts: &mut Facts<F>,
+    parsed: &Parsed,
+    source: &Side,
+    destination: &Side,
+) -> Result<bool, DropReason> {
+    let flow = Flow::of(&facts.tuple);
+    let track = conntrack::track(tables, &flow, parsed.class, facts.tcp_flags, source, destination);
+    facts.state = track.state;
+    if track.source_done && track.destination_done {
+        return Ok(track.report);
+    }
+    let renewed = |side: &Side, done: bool| if done { Side::default() } else { *side };
+    let (source, destination) = (renewed(source, track.source_done), renewed(destination, track.destination_done));
+    let (egress_rule, ingress_rule) = ask_both(tables, facts, parsed, &source, &destination)?;
+    if track.state == FlowState::New {
+        let sides = ((&source, egress_rule), (&destination, ingress_rule));
+        let created = conntrack::create(tables, &flow, parsed.class, facts.tcp_flags, sides.0, sides.1);
+        if created.is_err() {
+            return Err(DropReason::CtCreateFailed);
+        }
+    } else {
+        conntrack::renew(tables, &flow, (&source, egress_rule), (&destination, ingress_rule));
+    }
+    Ok(track.report)
+}
+
+/// ICMP that is no echo: an error about a known flow goes with the flow, everything else is asked each time.
+#[inline(always)]
+fn police_single<F: Family, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    facts: &mut Facts<F>,
+    parsed: &Parsed,
+    source: &Side,
+    destination: &Side,
+) -> Result<bool, DropReason> {
+    if parsed.class == Class::Error
+        && let Some(flow) = Flow::quoted(packet, parsed)
         && conntrack::related(tables, &flow, source, destination)
     {
         facts.state = FlowState::Related;
@@ -90,44 +130,30 @@ pub fn police<F: Family, P: Packet, T: Tables<F>>(
     if parsed.path_mtu {
         return Ok(false);
     }
-    facts.state = track.state;
-    if track.source_done && track.destination_done {
-        return Ok(track.report);
-    }
-    let mut egress_rule = 0;
-    let mut ingress_rule = 0;
-    let mut asked_again = false;
-    if !track.source_done && source.endpoint != 0 {
+    facts.state = FlowState::New;
+    ask_both(tables, facts, parsed, source, destination)?;
+    Ok(true)
+}
+
+/// Asks the policies of the sides that are asked here; the rules that allowed it.
+#[inline(always)]
+fn ask_both<F: Family, T: Tables<F>>(
+    tables: &T,
+    facts: &mut Facts<F>,
+    parsed: &Parsed,
+    source: &Side,
+    destination: &Side,
+) -> Result<(u32, u32), DropReason> {
+    let mut rules = (0, 0);
+    if source.endpoint != 0 {
         facts.direction = Direction::Egress;
-        egress_rule = ask(tables, facts, parsed, source, codes::EGRESS)?;
-        asked_again = true;
+        rules.0 = ask(tables, facts, parsed, source, codes::EGRESS)?;
     }
-    if !track.destination_done && destination.endpoint != 0 {
+    if destination.endpoint != 0 {
         facts.direction = Direction::Ingress;
-        ingress_rule = ask(tables, facts, parsed, destination, codes::INGRESS)?;
-        asked_again = true;
+        rules.1 = ask(tables, facts, parsed, destination, codes::INGRESS)?;
     }
-    if tracked && asked_again {
-        if track.state == FlowState::New {
-            let created = conntrack::create(
-                tables,
-                &flow,
-                parsed.class,
-                facts.tcp_flags,
-                (source, egress_rule),
-                (destination, ingress_rule),
-            );
-            if created.is_err() {
-                return Err(DropReason::CtCreateFailed);
-            }
-        } else {
-            let renewed = |side: &Side, done: bool| if done { Side::default() } else { *side };
-            let (source, destination) =
-                (renewed(source, track.source_done), renewed(destination, track.destination_done));
-            conntrack::renew(tables, &flow, (&source, egress_rule), (&destination, ingress_rule));
-        }
-    }
-    Ok(track.report)
+    Ok(rules)
 }
 
 /// Asks one side's policy; the rule that allowed it.
