@@ -31,8 +31,8 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
     if !tables.is_node(&key) {
         return Err(DropReason::UnknownSender);
     }
-    facts.source_identity = identity::<F, T>(tables, key.id)?;
     F::addresses(packet, facts)?;
+    facts.source_identity = identity(tables, facts, key.id)?;
     let destination = tables.owner(&facts.tuple.destination).ok_or(DropReason::Unroutable)?;
     facts.destination_identity = destination.identity;
     if destination.endpoint == 0 {
@@ -53,9 +53,9 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
 }
 
 /// The identity that a VNI carries. `HOST` is valid on one node only, so no other node may claim it; the world of one
-/// family travels as `WORLD`.
+/// family travels as `WORLD`; nodes travel as `REMOTE_NODE`, and this node may know the one by an identity of its own.
 #[inline(always)]
-fn identity<F: Family, T: Tables<F>>(tables: &T, vni: u32) -> Result<u32, DropReason> {
+fn identity<F: Family, T: Tables<F>>(tables: &T, facts: &Facts<F>, vni: u32) -> Result<u32, DropReason> {
     if vni == ids::UNKNOWN {
         return Err(DropReason::InvalidVni);
     }
@@ -64,6 +64,12 @@ fn identity<F: Family, T: Tables<F>>(tables: &T, vni: u32) -> Result<u32, DropRe
     }
     if vni == ids::WORLD && tables.config().flags & config::DUAL_STACK != 0 {
         return Ok(F::world(tables.config()));
+    }
+    if vni == ids::REMOTE_NODE
+        && let Some(source) = tables.owner(&facts.tuple.source)
+        && source.flags.has(IpFlags::NODE)
+    {
+        return Ok(source.identity);
     }
     Ok(vni)
 }
