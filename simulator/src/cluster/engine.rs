@@ -3,12 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use datapath_abi::{CallSlot, Config, Hook, MapId, config};
-use datapath_maps::{MapError, UpdateMode};
-use simulator_vm::{Checked, Engine, Env, Lane, LoadError, Object, ProgramId, Rbpf, Run, RunError, Skb, TraceEvent};
-use zerocopy::IntoBytes;
+use datapath_abi::{Config, Hook};
+use simulator_vm::{Checked, Engine, Env, ProgramId, Run, RunError, Skb, TraceEvent};
 
-/// Which engine runs the object.
+use crate::engines::{self, Kind, Limits, OpenError};
+
+/// Which engine runs the nodes' programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum EngineKind {
     /// rbpf: machine code where there is that lane (x86_64 Linux), else its interpreter.
@@ -16,6 +16,10 @@ pub enum EngineKind {
     Rbpf,
     /// weir's own interpreter, with exact memory checks.
     Checked,
+    /// The datapath's decisions compiled for this machine, without bytecode.
+    Native,
+    /// The running kernel's test-run (Linux, root).
+    Kernel,
 }
 
 impl fmt::Display for EngineKind {
@@ -23,6 +27,8 @@ impl fmt::Display for EngineKind {
         f.write_str(match self {
             Self::Rbpf => "rbpf",
             Self::Checked => "checked",
+            Self::Native => "native",
+            Self::Kernel => "kernel",
         })
     }
 }
@@ -30,39 +36,34 @@ impl fmt::Display for EngineKind {
 /// Why an engine could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The object could not be loaded.
-    #[error("the datapath object cannot be loaded: {0}")]
-    Load(#[from] LoadError),
+    /// It cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// A program that a hook needs is not in the object.
     #[error("the datapath object has no program `{0}`")]
     Program(&'static str),
-    /// The call table could not be written.
-    #[error(transparent)]
-    Map(#[from] MapError),
 }
 
-/// The engine of one node.
-#[derive(Debug)]
+/// The engine of one node. The checked one is apart because it alone writes traces.
 enum Lanes {
     Checked(Box<Checked>),
-    Rbpf(Box<Rbpf>),
+    Other(Box<dyn Engine>),
 }
 
 /// The datapath of one node: the object over the node's own maps.
-#[derive(Debug)]
 pub struct Datapath {
     lanes: Lanes,
     hooks: [ProgramId; 6],
 }
 
-/// A map's room in a simulated node: a cluster of thousands of pods fits, and the memory of hundreds of nodes too.
-const ROOM: &[(MapId, u32)] = &[
-    (MapId::Ipcache4, 65_536),
-    (MapId::Ipcache6, 65_536),
-    (MapId::Policy, 262_144),
-    (MapId::Ct4, 65_536),
-    (MapId::Ct6, 65_536),
-];
+impl fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Datapath").field("engine", &self.name()).finish_non_exhaustive()
+    }
+}
+
+/// Room in a simulated node's maps: thousands of pods fit. (The kernel fills its flow tables in advance: it gets less.)
+const LIMITS: Limits = Limits { max_entries: Some(262_144), cpus: 1 };
 
 impl Datapath {
     /// Loads the committed object with a node's settings.
@@ -70,41 +71,38 @@ impl Datapath {
     /// # Errors
     /// See [`EngineError`].
     pub fn load(kind: EngineKind, settings: &Config) -> Result<Self, EngineError> {
-        let mut object = Object::load(datapath_bytecode::OBJECT, &[(config::SYMBOL, settings.as_bytes())])?;
-        for (map, entries) in ROOM {
-            object.resize_map(map.name(), *entries)?;
-        }
-        let object = Arc::new(object);
-        let lanes = match kind {
-            EngineKind::Checked => Lanes::Checked(Box::new(Checked::new(Arc::clone(&object), 1)?)),
-            EngineKind::Rbpf => {
-                let jit = Rbpf::new(Arc::clone(&object), Lane::Jit, 1);
-                let engine = match jit {
-                    Ok(engine) => engine,
-                    Err(_) => Rbpf::new(Arc::clone(&object), Lane::Interpreter, 1)?,
-                };
-                Lanes::Rbpf(Box::new(engine))
+        let mut lanes = match kind {
+            EngineKind::Checked => {
+                let load = |source| OpenError::Load { engine: Kind::Checked, source };
+                let object = Arc::new(engines::object(settings, &LIMITS).map_err(load)?);
+                let mut engine = Box::new(Checked::new(object, LIMITS.cpus).map_err(load)?);
+                engines::fill_calls(Kind::Checked, engine.as_mut())?;
+                Lanes::Checked(engine)
             }
+            EngineKind::Rbpf => match engines::open(Kind::RbpfJit, settings, LIMITS) {
+                Ok(engine) => Lanes::Other(engine),
+                // Not this machine's.
+                Err(_) => Lanes::Other(engines::open(Kind::Rbpf, settings, LIMITS)?),
+            },
+            EngineKind::Native => Lanes::Other(engines::open(Kind::Native, settings, LIMITS)?),
+            EngineKind::Kernel => Lanes::Other(engines::open(Kind::Kernel, settings, Limits::SMALL)?),
+        };
+        let engine: &mut dyn Engine = match &mut lanes {
+            Lanes::Checked(engine) => engine.as_mut(),
+            Lanes::Other(engine) => engine.as_mut(),
         };
         let mut hooks = [ProgramId(0); 6];
         for (place, hook) in hooks.iter_mut().zip(Hook::ALL) {
-            *place = object.program(hook.name()).ok_or(EngineError::Program(hook.name()))?;
+            *place = engine.program(hook.name()).ok_or(EngineError::Program(hook.name()))?;
         }
-        let mut datapath = Self { lanes, hooks };
-        for (slot, name) in CallSlot::ALL {
-            let program = object.program(name).ok_or(EngineError::Program(name))?;
-            let (key, value) = (*slot as u32, program.0);
-            let engine = datapath.engine();
-            engine.maps_mut().update(MapId::Calls, key.as_bytes(), value.as_bytes(), UpdateMode::Any)?;
-        }
-        Ok(datapath)
+        Ok(Self { lanes, hooks })
     }
 
     /// The engine.
     pub fn engine(&mut self) -> &mut dyn Engine {
         match &mut self.lanes {
             Lanes::Checked(engine) => engine.as_mut(),
-            Lanes::Rbpf(engine) => engine.as_mut(),
+            Lanes::Other(engine) => engine.as_mut(),
         }
     }
 
@@ -112,7 +110,7 @@ impl Datapath {
     pub fn name(&self) -> &'static str {
         match &self.lanes {
             Lanes::Checked(engine) => engine.name(),
-            Lanes::Rbpf(engine) => engine.name(),
+            Lanes::Other(engine) => engine.name(),
         }
     }
 
@@ -137,7 +135,7 @@ impl Datapath {
         let program = self.program(hook);
         match &mut self.lanes {
             Lanes::Checked(engine) => engine.run(program, skb, env),
-            Lanes::Rbpf(engine) => engine.run(program, skb, env),
+            Lanes::Other(engine) => engine.run(program, skb, env),
         }
     }
 
@@ -149,7 +147,7 @@ impl Datapath {
         let program = self.program(hook);
         match &mut self.lanes {
             Lanes::Checked(engine) => engine.trace(program, skb, env),
-            Lanes::Rbpf(engine) => (engine.run(program, skb, env), Vec::new()),
+            Lanes::Other(engine) => (engine.run(program, skb, env), Vec::new()),
         }
     }
 }

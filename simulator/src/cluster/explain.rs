@@ -1,7 +1,7 @@
 //! Why a probe ended as it did: every hop, and the rule or policies that decided.
 
 use agent_core::policy::RuleOrigin;
-use agent_core::{Direction, PolicyRef};
+use agent_core::{Direction, Owner, PolicyRef};
 use datapath_abi::events::FlowState;
 use datapath_abi::{DropReason, EventKind};
 
@@ -113,15 +113,31 @@ impl Cluster {
         }
     }
 
-    /// An identity with its labels or reserved name.
+    /// An identity with whom it stands for.
     pub fn identity_text(&self, identity: u32) -> String {
         match self.identities().owner(identity) {
-            Some(owner) => format!("{identity} ({owner})"),
+            Some(owner) => format!("{identity} ({})", owner_text(owner)),
             None => match agent_core::identity::reserved_name(identity) {
-                Some(name) => format!("{identity} (reserved:{name})"),
+                Some(name) => format!("{identity} ({name})"),
                 None => identity.to_string(),
             },
         }
+    }
+}
+
+/// Whom an identity stands for, without what every identity has.
+fn owner_text(owner: &Owner) -> String {
+    match owner {
+        Owner::Pods { namespace, .. } => {
+            let all = owner.labels();
+            let own = all.iter().filter_map(|label| {
+                let label = label.strip_prefix("k8s:").unwrap_or(label);
+                (!label.starts_with("io.")).then_some(label)
+            });
+            own.fold(format!("namespace {namespace}"), |text, label| format!("{text}, {label}"))
+        }
+        Owner::Prefix(prefix) => prefix.to_string(),
+        Owner::Nodes(_) => owner.to_string(),
     }
 }
 

@@ -14,7 +14,6 @@ pub mod capture;
 pub mod engine;
 pub mod explain;
 pub mod frame;
-pub mod maptext;
 pub mod matrix;
 pub mod probe;
 pub mod scenario;
@@ -34,7 +33,7 @@ use simulator_vm::Skb;
 pub use engine::{Datapath, EngineError, EngineKind};
 pub use probe::{Family, Outcome, Party, Probe, Protocol};
 pub use trail::{Drop, End, Hop, Lost};
-pub use update::{ClusterError, Options};
+pub use update::{ClusterError, Options, TICKS_PER_SECOND};
 
 use capture::Captures;
 use frame::MacBytes;

@@ -5,12 +5,15 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use datapath_abi::{DropReason, EventKind};
-use serde_json::{Value, json};
+use datapath_abi::{DropReason, EventKind, MapId};
+use serde::Serialize;
 
 use super::{Failure, files, parse_port};
 use crate::cluster::explain::{By, Decision, Explanation, outcome_text, parse_party, state_text};
-use crate::cluster::{Cluster, EngineKind, Family, Hop, Options, Party, Protocol, maptext};
+use crate::cluster::trail::Lookup;
+use crate::cluster::{Cluster, EngineKind, Family, Hop, Options, Outcome, Party, Protocol, TICKS_PER_SECOND};
+use crate::engines::ticks;
+use crate::scenario::{Clock, key_text, value_text};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -57,7 +60,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     cluster.finish_captures()?;
     let mut out = std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", as_json(args, &cluster, &explanation))?;
+        writeln!(out, "{}", super::to_json(&as_json(args, &cluster, &explanation))?)?;
     } else {
         write!(out, "{}", text(args, &cluster, &explanation))?;
     }
@@ -106,7 +109,14 @@ fn decision_text(decision: &Decision, indent: &str, out: &mut String) {
     );
     if let By::DefaultDeny(policies) = &decision.by {
         for policy in policies {
-            let _ = writeln!(out, "{indent}  isolated by {} ({})", policy.name, policy.position);
+            let _ = writeln!(
+                out,
+                "{:width$}isolated by {} ({})",
+                "",
+                policy.name,
+                policy.position,
+                width = indent.len() + 2
+            );
         }
     }
 }
@@ -125,18 +135,18 @@ fn hop_text(cluster: &Cluster, explanation: &Explanation, hop: &Hop, out: &mut S
     let hook = hop.hook.map_or(String::new(), |hook| format!(" {}", hook.name()));
     let place = if node == hop.place { String::new() } else { format!(" {}", hop.place) };
     let _ = writeln!(out, "  {node}{place}{hook}: {}", hop.verdict);
-    let _ = writeln!(out, "    packet  {}", hop.before);
+    let _ = writeln!(out, "    packet    {}", hop.before);
     if let Some(after) = &hop.after {
-        let _ = writeln!(out, "    became  {after}");
+        let _ = writeln!(out, "    became    {after}");
     }
     for lookup in &hop.lookups {
-        let value = lookup.value.as_deref().map_or("no entry".to_owned(), |value| maptext::value(&lookup.map, value));
-        let _ = writeln!(out, "    {:8}{} → {value}", lookup.map, maptext::key(&lookup.map, &lookup.key));
+        let (key, value) = lookup_text(lookup, hop.now_ns);
+        let _ = writeln!(out, "    {:9} {key} → {}", lookup.map, value.unwrap_or_else(|| "no entry".to_owned()));
     }
     if let Some(event) = hop.events.first() {
         let _ = writeln!(
             out,
-            "    flow    {}, identity {} → {}",
+            "    flow      {}, identity {} → {}",
             state_text(event.state),
             event.source_identity,
             event.destination_identity
@@ -145,89 +155,156 @@ fn hop_text(cluster: &Cluster, explanation: &Explanation, hop: &Hop, out: &mut S
     if hop.events.iter().any(|event| EventKind::from_number(event.kind) == Some(EventKind::PolicyVerdict)) {
         let here = |decision: &&Decision| decision.leg == hop.leg && decision.node == node;
         for decision in explanation.decisions.iter().filter(here) {
-            decision_text(decision, "    policy  ", out);
+            decision_text(decision, "    rule      ", out);
         }
     }
     if hop.instructions != 0 {
-        let _ = writeln!(out, "    cost    {} instructions, {} look-ups", hop.instructions, hop.lookups.len());
+        let _ = writeln!(out, "    cost      {} instructions, {} look-ups", hop.instructions, hop.lookups.len());
     }
 }
 
-fn as_json(args: &Args, cluster: &Cluster, explanation: &Explanation) -> Value {
+/// A look-up's key, and the value if there was one.
+fn lookup_text(lookup: &Lookup, now_ns: u64) -> (String, Option<String>) {
+    let clock = Clock { now: ticks(now_ns, TICKS_PER_SECOND), per_second: TICKS_PER_SECOND };
+    match MapId::from_name(&lookup.map) {
+        Some(map) => {
+            let value = lookup.value.as_ref().map(|value| match map {
+                MapId::Metrics => "a counter".to_owned(),
+                _ => value_text(map, &lookup.key, value, &clock),
+            });
+            (key_text(map, &lookup.key), value)
+        }
+        None => (format!("{:02x?}", lookup.key), lookup.value.as_ref().map(|value| format!("{value:02x?}"))),
+    }
+}
+
+#[derive(Serialize)]
+struct Json<'a> {
+    from: String,
+    to: String,
+    protocol: &'static str,
+    port: Option<u16>,
+    source: String,
+    destination: String,
+    allowed: bool,
+    reason: Option<String>,
+    at: Option<&'static str>,
+    node: Option<&'a str>,
+    decisions: Vec<DecisionJson<'a>>,
+    hops: Vec<HopJson<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DecisionJson<'a> {
+    packet: &'static str,
+    node: &'a str,
+    pod: &'a str,
+    direction: String,
+    peer: &'a str,
+    allowed: bool,
+    by: ByJson<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+enum ByJson<'a> {
+    Rule { policy: &'a str, index: usize, at: &'a str },
+    Default(&'static str),
+    IsolatedBy(Vec<PolicyJson>),
+}
+
+#[derive(Serialize)]
+struct PolicyJson {
+    policy: String,
+    at: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HopJson<'a> {
+    packet: &'static str,
+    node: Option<&'a str>,
+    device: &'a str,
+    hook: Option<&'static str>,
+    time_ns: u64,
+    before: &'a str,
+    after: Option<&'a str>,
+    verdict: &'a str,
+    lookups: Vec<LookupJson<'a>>,
+    instructions: u64,
+}
+
+#[derive(Serialize)]
+struct LookupJson<'a> {
+    map: &'a str,
+    key: String,
+    value: Option<String>,
+}
+
+fn as_json<'a>(args: &Args, cluster: &'a Cluster, explanation: &'a Explanation) -> Json<'a> {
+    let name = |node: usize| cluster.nodes().get(node).map(|node| node.name.as_str());
     let (reason, at, node) = match &explanation.outcome {
-        crate::cluster::Outcome::Allowed => (Value::Null, Value::Null, Value::Null),
-        crate::cluster::Outcome::Dropped { drop, .. } => (
-            drop.reason.map_or(Value::Null, |reason| Value::from(DropReason::name(reason))),
-            Value::from(drop.at()),
-            cluster.nodes().get(drop.node).map_or(Value::Null, |node| Value::from(node.name.as_str())),
-        ),
-        crate::cluster::Outcome::Lost { lost, node, .. } => (
-            Value::from(lost.to_string()),
-            Value::Null,
-            node.and_then(|node| cluster.nodes().get(node)).map_or(Value::Null, |node| Value::from(node.name.as_str())),
-        ),
+        Outcome::Allowed => (None, None, None),
+        Outcome::Dropped { drop, .. } => {
+            (drop.reason.map(|reason| DropReason::name(reason).to_owned()), Some(drop.at()), name(drop.node))
+        }
+        Outcome::Lost { lost, node, .. } => (Some(lost.to_string()), None, node.and_then(name)),
     };
-    json!({
-        "from": args.from.to_string(),
-        "to": args.to.to_string(),
-        "protocol": args.port.name(),
-        "port": args.port.port(),
-        "source": explanation.probe.source.to_string(),
-        "destination": explanation.probe.destination.to_string(),
-        "allowed": explanation.outcome.allowed(),
-        "reason": reason,
-        "at": at,
-        "node": node,
-        "decisions": explanation.decisions.iter().map(decision_json).collect::<Vec<_>>(),
-        "hops": explanation.hops.iter().map(|hop| hop_json(cluster, hop)).collect::<Vec<_>>(),
-    })
+    Json {
+        from: args.from.to_string(),
+        to: args.to.to_string(),
+        protocol: args.port.name(),
+        port: args.port.port(),
+        source: explanation.probe.source.to_string(),
+        destination: explanation.probe.destination.to_string(),
+        allowed: explanation.outcome.allowed(),
+        reason,
+        at,
+        node,
+        decisions: explanation.decisions.iter().map(decision_json).collect(),
+        hops: explanation.hops.iter().map(|hop| hop_json(hop, hop.node.and_then(name))).collect(),
+    }
 }
 
-fn decision_json(decision: &Decision) -> Value {
+fn decision_json(decision: &Decision) -> DecisionJson<'_> {
     let by = match &decision.by {
-        By::Rule { policy, index, at } => json!({"rule": {"policy": policy, "index": index, "at": at}}),
-        By::LocalHost => json!({"default": "node reaches its own pods"}),
-        By::NotIsolated => json!({"default": "not isolated"}),
-        By::DefaultDeny(policies) => json!({
-            "isolatedBy": policies
+        By::Rule { policy, index, at } => ByJson::Rule { policy, index: *index, at },
+        By::LocalHost => ByJson::Default("a node reaches its own pods"),
+        By::NotIsolated => ByJson::Default("not isolated"),
+        By::DefaultDeny(policies) => ByJson::IsolatedBy(
+            policies
                 .iter()
-                .map(|policy| json!({"policy": policy.name.to_string(), "at": policy.position.to_string()}))
-                .collect::<Vec<_>>()
-        }),
+                .map(|policy| PolicyJson { policy: policy.name.to_string(), at: policy.position.to_string() })
+                .collect(),
+        ),
     };
-    json!({
-        "packet": leg_name(decision.leg),
-        "node": decision.node,
-        "pod": decision.pod,
-        "direction": decision.direction.to_string(),
-        "peer": decision.peer,
-        "allowed": decision.allowed,
-        "by": by,
-    })
+    DecisionJson {
+        packet: leg_name(decision.leg),
+        node: &decision.node,
+        pod: &decision.pod,
+        direction: decision.direction.to_string(),
+        peer: &decision.peer,
+        allowed: decision.allowed,
+        by,
+    }
 }
 
-fn hop_json(cluster: &Cluster, hop: &Hop) -> Value {
-    let lookups: Vec<Value> = hop
-        .lookups
-        .iter()
-        .map(|lookup| {
-            json!({
-                "map": lookup.map,
-                "key": maptext::key(&lookup.map, &lookup.key),
-                "value": lookup.value.as_deref().map(|value| maptext::value(&lookup.map, value)),
-            })
-        })
-        .collect();
-    json!({
-        "packet": leg_name(hop.leg),
-        "node": hop.node.and_then(|node| cluster.nodes().get(node)).map(|node| node.name.as_str()),
-        "device": hop.place,
-        "hook": hop.hook.map(datapath_abi::Hook::name),
-        "timeNs": hop.now_ns,
-        "before": hop.before,
-        "after": hop.after,
-        "verdict": hop.verdict,
-        "lookups": lookups,
-        "instructions": hop.instructions,
-    })
+fn hop_json<'a>(hop: &'a Hop, node: Option<&'a str>) -> HopJson<'a> {
+    let lookups = hop.lookups.iter().map(|lookup| {
+        let (key, value) = lookup_text(lookup, hop.now_ns);
+        LookupJson { map: &lookup.map, key, value }
+    });
+    HopJson {
+        packet: leg_name(hop.leg),
+        node,
+        device: &hop.place,
+        hook: hop.hook.map(datapath_abi::Hook::name),
+        time_ns: hop.now_ns,
+        before: &hop.before,
+        after: hop.after.as_deref(),
+        verdict: &hop.verdict,
+        lookups: lookups.collect(),
+        instructions: hop.instructions,
+    }
 }

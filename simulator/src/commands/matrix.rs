@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
 
 use super::{Failure, files, parse_port};
 use crate::cluster::matrix::{Cell, Matrix, declared_ports, of};
@@ -57,7 +58,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     cluster.finish_captures()?;
     let mut out = std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", json(&matrix))?;
+        writeln!(out, "{}", super::to_json(&json(&matrix))?)?;
     } else {
         write!(out, "{}", text(&cluster, &matrix, args.ports.is_empty(), start.elapsed()))?;
     }
@@ -80,18 +81,28 @@ fn progress(cluster: &Cluster, ports: usize) -> ProgressBar {
 }
 
 /// The contract's JSON.
-fn json(matrix: &Matrix) -> String {
-    let endpoints: Vec<String> = matrix.endpoints.iter().map(Party::to_string).collect();
-    let tables: Vec<serde_json::Value> = matrix
-        .tables
-        .iter()
-        .map(|table| {
-            let rows: Vec<String> =
-                table.rows.iter().map(|row| row.iter().map(|cell| cell.letter()).collect()).collect();
-            serde_json::json!({"port": table.port.to_string(), "rows": rows})
-        })
-        .collect();
-    serde_json::json!({"endpoints": endpoints, "tables": tables}).to_string()
+#[derive(Serialize)]
+struct Json {
+    endpoints: Vec<String>,
+    tables: Vec<TableJson>,
+}
+
+#[derive(Serialize)]
+struct TableJson {
+    port: String,
+    rows: Vec<String>,
+}
+
+fn json(matrix: &Matrix) -> Json {
+    let row = |row: &Vec<Cell>| row.iter().map(|cell| cell.letter()).collect();
+    Json {
+        endpoints: matrix.endpoints.iter().map(Party::to_string).collect(),
+        tables: matrix
+            .tables
+            .iter()
+            .map(|table| TableJson { port: table.port.to_string(), rows: table.rows.iter().map(row).collect() })
+            .collect(),
+    }
 }
 
 fn text(cluster: &Cluster, matrix: &Matrix, declared: bool, taken: Duration) -> String {

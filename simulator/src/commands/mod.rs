@@ -12,7 +12,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+use datapath_abi::Config;
+
 use crate::cluster::{ClusterError, EngineKind, Protocol};
+use crate::engines::{self, Kind, Limits};
 
 /// weir's network in one process: many nodes, the bytecode of production, no root.
 #[derive(Debug, Parser)]
@@ -46,21 +49,59 @@ enum Command {
 /// Which engines run a scenario.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum EngineChoice {
-    /// rbpf: machine code where there is that lane, else its interpreter.
+    /// rbpf: for clusters its machine code where there is that lane, else its interpreter.
     #[default]
     Rbpf,
     /// weir's own interpreter, with exact memory checks.
     Checked,
-    /// Each of them, one after the other.
+    /// The datapath's decisions compiled for this machine, without bytecode.
+    Native,
+    /// The running kernel's test-run (Linux, root).
+    Kernel,
+    /// Each of them, one after the other; the kernel only where this process may use it.
     All,
 }
 
 impl EngineChoice {
-    const fn kinds(self) -> &'static [EngineKind] {
+    /// Engines for clusters.
+    fn kinds(self) -> Vec<EngineKind> {
         match self {
-            Self::Rbpf => &[EngineKind::Rbpf],
-            Self::Checked => &[EngineKind::Checked],
-            Self::All => &[EngineKind::Rbpf, EngineKind::Checked],
+            Self::Rbpf => vec![EngineKind::Rbpf],
+            Self::Checked => vec![EngineKind::Checked],
+            Self::Native => vec![EngineKind::Native],
+            Self::Kernel => vec![EngineKind::Kernel],
+            Self::All => {
+                let mut kinds = vec![EngineKind::Rbpf, EngineKind::Checked, EngineKind::Native];
+                if kernel_opens() {
+                    kinds.push(EngineKind::Kernel);
+                }
+                kinds
+            }
+        }
+    }
+
+    /// Engines for single packets.
+    fn packet_kinds(self) -> Vec<Kind> {
+        match self {
+            Self::Rbpf => vec![Kind::Rbpf],
+            Self::Checked => vec![Kind::Checked],
+            Self::Native => vec![Kind::Native],
+            Self::Kernel => vec![Kind::Kernel],
+            Self::All => {
+                let opens = |kind: &Kind| engines::open(*kind, &Config::with_defaults(250), Limits::SMALL).is_ok();
+                Kind::ALL.iter().copied().filter(opens).collect()
+            }
+        }
+    }
+}
+
+/// Whether this process may use the kernel's test-run; if not, says so once.
+fn kernel_opens() -> bool {
+    match engines::open(Kind::Kernel, &Config::with_defaults(250), Limits::SMALL) {
+        Ok(_) => true,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "skip: {error}");
+            false
         }
     }
 }
@@ -122,6 +163,11 @@ pub fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// One line of JSON.
+fn to_json<T: serde::Serialize>(value: &T) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|error| Failure::Output(error.into()))
 }
 
 /// `80/TCP`, `53/udp`, `ICMP`, `8/ICMP`.

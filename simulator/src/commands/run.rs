@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressDrawTarget};
-use serde_json::{Value, json};
+use serde::Serialize;
 
-use super::{EngineChoice, Failure};
-use crate::cluster::scenario::{self, Failed, Report, manifest_files};
+use super::{EngineChoice, Failure, to_json};
+use crate::cluster::scenario::{self as clusters, Failed, manifest_files};
 use crate::cluster::{EngineKind, Options};
+use crate::scenario::{self as packets, EngineSet};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -38,34 +39,63 @@ pub struct Args {
 }
 
 /// What one scenario file said.
+#[derive(Serialize)]
 struct Finished {
     file: String,
     name: String,
-    report: Report,
+    /// Flows of a cluster scenario, packets of a packet scenario.
+    probes: u64,
+    failed: u64,
+    failures: Vec<FailureLine>,
+    error: Option<String>,
+    /// For people: what a packet scenario printed, or the hops of failed probes.
+    #[serde(skip)]
+    details: String,
+}
+
+/// One failure, as `--json` prints it. A packet scenario's has step, engine and what it got.
+#[derive(Default, Serialize)]
+struct FailureLine {
+    step: usize,
+    from: Option<String>,
+    to: Option<String>,
+    protocol: Option<&'static str>,
+    port: Option<u16>,
+    expected: Option<String>,
+    got: String,
+    reason: Option<String>,
+    at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    engine: Option<String>,
+    #[serde(skip)]
+    line: String,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let files = find(&args.paths)?;
+    let kinds = args.engine.kinds();
+    let mut engines = EngineSet::new(&args.engine.packet_kinds());
     let bar = progress(files.len());
     let mut all = Vec::new();
     let mut out = std::io::stdout().lock();
     for file in &files {
-        let finished = run_file(args, file);
-        bar.suspend(|| -> std::io::Result<()> {
+        let finished = if is_packet(file) { packet(file, &mut engines) } else { cluster(args, &kinds, file) };
+        bar.suspend(|| -> Result<(), Failure> {
             if args.json {
-                writeln!(out, "{}", as_json(&finished, args.engine))
+                writeln!(out, "{}", to_json(&finished)?)?;
             } else {
-                write!(out, "{}", text(&finished, args))
+                write!(out, "{}", text(&finished, args))?;
             }
+            Ok(())
         })?;
         all.push(finished);
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let failed = all.iter().filter(|finished| finished.report.failed != 0).count();
-    let broken = all.iter().filter(|finished| finished.report.error.is_some()).count();
+    let failed = all.iter().filter(|finished| finished.failed != 0).count();
+    let broken = all.iter().filter(|finished| finished.error.is_some()).count();
     if !args.json {
-        let probes: u64 = all.iter().map(|finished| finished.report.probes).sum();
+        let probes: u64 = all.iter().map(|finished| finished.probes).sum();
         writeln!(out, "{} scenarios, {probes} probes: {failed} failed, {broken} not usable", all.len())?;
     }
     if let Some(path) = &args.junit {
@@ -78,15 +108,19 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     })
 }
 
+fn is_packet(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "toml")
+}
+
 /// The scenario files of the arguments: files as they are; of folders those that hold a scenario.
 fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     let mut files = Vec::new();
     for path in paths {
         let wrong = |(path, error): (PathBuf, std::io::Error)| Failure::Input(format!("{}: {error}", path.display()));
-        let found = manifest_files(path, &["yaml", "yml"]).map_err(wrong)?;
+        let found = manifest_files(path, &["yaml", "yml", "toml"]).map_err(wrong)?;
         if path.is_dir() {
             let before = files.len();
-            files.extend(found.into_iter().filter(|file| is_scenario(file)));
+            files.extend(found.into_iter().filter(|file| is_packet(file) || is_scenario(file)));
             if files.len() == before {
                 return Err(Failure::Input(format!("{}: no scenario in this folder", path.display())));
             }
@@ -111,17 +145,17 @@ fn progress(files: usize) -> ProgressBar {
     ProgressBar::with_draw_target(u64::try_from(files).ok(), target)
 }
 
-fn run_file(args: &Args, file: &Path) -> Finished {
-    let mut finished = Finished { file: file.display().to_string(), name: String::new(), report: Report::default() };
-    let scenario = match scenario::load(file) {
+/// A cluster scenario, on every engine that is asked for.
+fn cluster(args: &Args, kinds: &[EngineKind], file: &Path) -> Finished {
+    let mut finished = Finished::new(file);
+    let scenario = match clusters::load(file) {
         Ok(scenario) => scenario,
         Err(error) => {
-            finished.report.error = Some(error.to_string());
+            finished.error = Some(error.to_string());
             return finished;
         }
     };
     finished.name.clone_from(&scenario.name);
-    let kinds = args.engine.kinds();
     for engine in kinds {
         let options = Options {
             engine: *engine,
@@ -130,13 +164,83 @@ fn run_file(args: &Args, file: &Path) -> Finished {
             pcap: args.pcap.as_ref().map(|folder| pcap_folder(folder, &finished.name, *engine, kinds.len())),
             ..Options::default()
         };
-        let report = scenario::run(&scenario, &options, args.trace);
-        finished.report.probes = finished.report.probes.max(report.probes);
-        finished.report.failed = finished.report.failed.max(report.failed);
-        finished.report.failures.extend(report.failures);
-        finished.report.error = finished.report.error.or(report.error);
+        let report = clusters::run(&scenario, &options, args.trace);
+        finished.probes = finished.probes.max(report.probes);
+        finished.failed = finished.failed.max(report.failed);
+        for failed in report.failures {
+            for hop in &failed.trail {
+                let _ = writeln!(finished.details, "    {hop}");
+            }
+            finished.failures.push(failure_line(failed, kinds.len() > 1));
+        }
+        finished.error = finished.error.or(report.error);
     }
     finished
+}
+
+/// A packet scenario.
+fn packet(file: &Path, engines: &mut EngineSet) -> Finished {
+    let mut finished = Finished::new(file);
+    let scenario = match packets::load(file) {
+        Ok(scenario) => scenario,
+        Err(error) => {
+            finished.error = Some(error.to_string());
+            return finished;
+        }
+    };
+    finished.name.clone_from(&scenario.title);
+    match packets::run(&scenario, engines) {
+        Ok(report) => {
+            finished.probes = u64::try_from(report.steps).unwrap_or(0);
+            finished.failed = u64::try_from(report.failures.len()).unwrap_or(0);
+            if !report.passed() {
+                finished.details = format!("{report}\n");
+            }
+            for failure in report.failures {
+                let engines: Vec<&str> = failure.engines.iter().map(|kind| kind.name()).collect();
+                finished.failures.push(FailureLine {
+                    step: failure.step,
+                    got: failure.problems.join("; "),
+                    at: Some(format!("{}:{}", finished.file, failure.line)),
+                    engine: Some(engines.join(",")),
+                    line: failure.problems.join("; "),
+                    ..FailureLine::default()
+                });
+            }
+        }
+        Err(error) => finished.error = Some(error.to_string()),
+    }
+    finished
+}
+
+impl Finished {
+    fn new(file: &Path) -> Self {
+        Self {
+            file: file.display().to_string(),
+            name: String::new(),
+            probes: 0,
+            failed: 0,
+            failures: Vec::new(),
+            error: None,
+            details: String::new(),
+        }
+    }
+}
+
+fn failure_line(failed: Failed, several: bool) -> FailureLine {
+    FailureLine {
+        line: failure_text(&failed),
+        step: failed.step,
+        from: Some(failed.from),
+        to: Some(failed.to),
+        protocol: Some(failed.protocol),
+        port: failed.port,
+        expected: Some(failed.expected),
+        got: failed.got,
+        reason: failed.reason,
+        at: failed.at,
+        engine: several.then(|| failed.engine.to_string()),
+    }
 }
 
 fn pcap_folder(folder: &Path, name: &str, engine: EngineKind, engines: usize) -> PathBuf {
@@ -148,23 +252,29 @@ fn pcap_folder(folder: &Path, name: &str, engine: EngineKind, engines: usize) ->
 
 fn text(finished: &Finished, args: &Args) -> String {
     let mut out = String::new();
-    let report = &finished.report;
-    let verdict = match (&report.error, report.failed) {
+    let verdict = match (&finished.error, finished.failed) {
         (Some(_), _) => "error",
         (None, 0) => "ok   ",
         (None, _) => "FAIL ",
     };
-    let _ = writeln!(out, "{verdict} {}: {} ({} probes)", finished.file, finished.name, report.probes);
-    if let Some(error) = &report.error {
+    let name = if finished.name.is_empty() {
+        String::new()
+    } else {
+        format!(": {} ({} probes)", finished.name, finished.probes)
+    };
+    let _ = writeln!(out, "{verdict} {}{name}", finished.file);
+    if let Some(error) = &finished.error {
         let _ = writeln!(out, "{error}");
     }
-    for failed in &report.failures {
-        let _ = writeln!(out, "  {}", failure_text(failed));
-        for hop in &failed.trail {
-            let _ = writeln!(out, "    {hop}");
-        }
+    if is_packet(Path::new(&finished.file)) {
+        out.push_str(&finished.details);
+        return out;
     }
-    if report.failed != 0 && !args.trace {
+    for failure in &finished.failures {
+        let _ = writeln!(out, "  {}", failure.line);
+    }
+    out.push_str(&finished.details);
+    if finished.failed != 0 && !args.trace {
         let _ = writeln!(out, "  again, hop by hop: weir-sim run {} --engine checked --trace", finished.file);
     }
     out
@@ -186,42 +296,9 @@ fn failure_text(failed: &Failed) -> String {
     text
 }
 
-fn as_json(finished: &Finished, engine: EngineChoice) -> Value {
-    let failures: Vec<Value> = finished
-        .report
-        .failures
-        .iter()
-        .map(|failed| {
-            let mut value = json!({
-                "step": failed.step,
-                "from": failed.from,
-                "to": failed.to,
-                "protocol": failed.protocol,
-                "port": failed.port,
-                "expected": failed.expected,
-                "got": failed.got,
-                "reason": failed.reason,
-                "at": failed.at,
-            });
-            if let (EngineChoice::All, Some(object)) = (engine, value.as_object_mut()) {
-                object.insert("engine".to_owned(), Value::from(failed.engine.to_string()));
-            }
-            value
-        })
-        .collect();
-    json!({
-        "file": finished.file,
-        "name": finished.name,
-        "probes": finished.report.probes,
-        "failed": finished.report.failed,
-        "failures": failures,
-        "error": finished.report.error,
-    })
-}
-
 fn junit(all: &[Finished]) -> String {
-    let failed = all.iter().filter(|finished| finished.report.failed != 0).count();
-    let broken = all.iter().filter(|finished| finished.report.error.is_some()).count();
+    let failed = all.iter().filter(|finished| finished.failed != 0).count();
+    let broken = all.iter().filter(|finished| finished.error.is_some()).count();
     let mut out = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
     let _ = writeln!(
         out,
@@ -229,13 +306,13 @@ fn junit(all: &[Finished]) -> String {
         all.len()
     );
     for finished in all {
-        let _ =
-            write!(out, "  <testcase classname=\"{}\" name=\"{}\">", escaped(&finished.file), escaped(&finished.name));
-        if let Some(error) = &finished.report.error {
+        let (file, name) = (escaped(&finished.file), escaped(&finished.name));
+        let _ = write!(out, "  <testcase classname=\"{file}\" name=\"{name}\">");
+        if let Some(error) = &finished.error {
             let _ = write!(out, "<error message=\"{}\"/>", escaped(error));
         }
-        for failed in &finished.report.failures {
-            let _ = write!(out, "<failure message=\"{}\"/>", escaped(&failure_text(failed)));
+        for failure in &finished.failures {
+            let _ = write!(out, "<failure message=\"{}\"/>", escaped(&failure.line));
         }
         out.push_str("</testcase>\n");
     }
