@@ -14,6 +14,15 @@ const BIAS: u32 = 1 << 24;
 /// Objects are smaller than this.
 pub(crate) const MAX_OFFSET: u32 = BIAS;
 
+/// Maps have at most this many entries: with the spare slots of the map layer they fit the slot field.
+pub(crate) const MAX_ENTRIES: u32 = 1 << 25;
+
+/// Slots beyond have no address.
+pub(crate) const MAX_SLOTS: u32 = 1 << 27;
+
+/// Maps and read-only sections together: they fit the region field, below that of handles.
+pub(crate) const MAX_OBJECTS: usize = 2000;
+
 /// The context.
 pub(crate) const CONTEXT: usize = 1;
 /// The packet; the slot is the generation: helpers that may move the packet count it up.

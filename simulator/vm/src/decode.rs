@@ -4,7 +4,7 @@
 //! Invariant (the interpreter's fetch relies on it): every target is an instruction of the same program, and the last
 //! instruction never falls through. Everything the interpreter does not know is refused here, with program and slot.
 
-use datapath_maps::MapSpec;
+use datapath_maps::{MapKind, MapSpec};
 
 use crate::address;
 use crate::helper::Helper;
@@ -80,11 +80,24 @@ pub struct Decoded {
     pub programs: Vec<DecodedProgram>,
 }
 
+/// Refuses what the fields of an address cannot tell apart.
+pub(crate) fn check_map(spec: &MapSpec) -> Result<(), LoadError> {
+    let refuse = |what| Err(LoadError::MapSize { map: spec.name.clone(), what });
+    if spec.value_size >= address::MAX_OFFSET {
+        return refuse("values of 16 MiB or more");
+    }
+    if spec.kind != MapKind::RingBuf && spec.max_entries > address::MAX_ENTRIES {
+        return refuse("more than 2^25 entries");
+    }
+    Ok(())
+}
+
 pub(crate) fn decode(programs: &[Program], maps: &[MapSpec], sections: usize) -> Result<Decoded, LoadError> {
     for spec in maps {
-        if spec.value_size >= address::MAX_OFFSET {
-            return Err(LoadError::MapSize { map: spec.name.clone(), what: "values of 16 MiB or more" });
-        }
+        check_map(spec)?;
+    }
+    if maps.len() + sections > address::MAX_OBJECTS {
+        return Err(LoadError::MapSize { map: format!("#{}", maps.len()), what: "more than 2000 maps and sections" });
     }
     let programs = programs
         .iter()

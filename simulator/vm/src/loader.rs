@@ -399,11 +399,13 @@ impl Object {
     /// Changes the capacity of a map, before any engine is made.
     ///
     /// # Errors
-    /// [`LoadError::NoMap`].
+    /// [`LoadError::NoMap`], [`LoadError::MapSize`].
     pub fn resize_map(&mut self, name: &str, max_entries: u32) -> Result<(), LoadError> {
         match self.maps.iter_mut().find(|map| map.name == name) {
             Some(map) => {
-                map.max_entries = max_entries;
+                let spec = MapSpec { max_entries, ..map.clone() };
+                decode::check_map(&spec)?;
+                *map = spec;
                 Ok(())
             }
             None => Err(LoadError::NoMap { map: name.to_owned() }),

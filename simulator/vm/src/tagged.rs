@@ -278,7 +278,7 @@ fn map_region(map: &mut MemoryMap, cpu: u32) -> Region {
     let writable = if spec.flags & map_flags::RDONLY_PROG != 0 { 0 } else { size };
     Region {
         first: 0,
-        slots: map.slots(),
+        slots: map.slots().min(address::MAX_SLOTS),
         stride: u32::try_from(map.value_stride()).unwrap_or(0),
         readable: size,
         writable,

@@ -280,6 +280,20 @@ fn what_the_engine_does_not_know_is_refused_at_load() {
 }
 
 #[test]
+fn maps_larger_than_addresses_can_tell_are_refused() {
+    let refused = |spec| Object::assemble(vec![("test", vec![exit()])], vec![spec]).unwrap_err().to_string();
+    let text = refused(spec("wide", MapKind::Array, 4, 16 << 20, 1, 0));
+    assert!(text.contains("`wide`") && text.contains("16 MiB"), "{text}");
+    let text = refused(spec("long", MapKind::Hash, 4, 4, (1 << 25) + 1, 0));
+    assert!(text.contains("`long`") && text.contains("2^25"), "{text}");
+    let mut object = Object::assemble(vec![("test", vec![exit()])], maps()).unwrap();
+    object.resize_map("hash", 7).unwrap();
+    assert_eq!(object.maps()[3].max_entries, 7);
+    assert!(matches!(object.resize_map("hash", u32::MAX), Err(LoadError::MapSize { .. })));
+    assert!(matches!(object.resize_map("none", 1), Err(LoadError::NoMap { .. })));
+}
+
+#[test]
 fn frames_shorter_than_a_header_are_refused() {
     let mut engine = engine(vec![mov(0, 0), exit()]);
     let error = engine.run_named("test", &mut Skb::new(vec![0; 13], 1), &Env::default()).unwrap_err();
