@@ -87,7 +87,7 @@ impl Cluster {
             }
             At::VethOut { node, ifindex } => {
                 let action = self.hook(node, Hook::ToContainer, ifindex, 0, None)?;
-                self.act(node, action, false, |cluster| cluster.into_pod(node, ifindex))
+                self.act(node, action, false, |cluster| cluster.enter_pod(node, ifindex))
             }
             At::HostOut(node) => {
                 let action = self.hook(node, Hook::FromHost, device::HOST, 0, None)?;
@@ -207,7 +207,7 @@ impl Cluster {
         match action {
             Action::Pass => pass(self),
             Action::Drop(drop) => Err(End::Dropped(drop)),
-            Action::Peer { ifindex } if ingress => self.into_pod(node, ifindex),
+            Action::Peer { ifindex } if ingress => self.enter_pod(node, ifindex),
             Action::Peer { .. } => lost(Some(node), Lost::Device),
             Action::Device { flags, .. } if flags & INGRESS != 0 => lost(Some(node), Lost::Device),
             Action::Device { ifindex: device::TUNNEL, key, .. } => Ok(At::TunnelOut(node, key)),
@@ -222,7 +222,7 @@ impl Cluster {
         self.nodes.get(node)?.veths.get(place).copied().flatten()
     }
 
-    fn into_pod(&mut self, node: usize, ifindex: u32) -> Result<At, End> {
+    fn enter_pod(&mut self, node: usize, ifindex: u32) -> Result<At, End> {
         match self.veth(node, ifindex) {
             Some(nic) => {
                 self.capture_pod(node, ifindex);

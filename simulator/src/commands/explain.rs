@@ -168,10 +168,10 @@ fn lookup_text(lookup: &Lookup, now_ns: u64) -> (String, Option<String>) {
     let clock = Clock { now: ticks(now_ns, TICKS_PER_SECOND), per_second: TICKS_PER_SECOND };
     match MapId::from_name(&lookup.map) {
         Some(map) => {
-            let value = lookup.value.as_ref().map(|value| match map {
-                MapId::Metrics => "a counter".to_owned(),
-                _ => value_text(map, &lookup.key, value, &clock),
-            });
+            let text = |value: &Vec<u8>| {
+                if map == MapId::Metrics { "a counter".to_owned() } else { value_text(map, &lookup.key, value, &clock) }
+            };
+            let value = lookup.value.as_ref().map(text);
             (key_text(map, &lookup.key), value)
         }
         None => (format!("{:02x?}", lookup.key), lookup.value.as_ref().map(|value| format!("{value:02x?}"))),
