@@ -1,4 +1,5 @@
 //! Probes through two nodes that run the committed object.
+#![expect(clippy::unwrap_used, reason = "a failing helper of a test is a failing test")]
 
 use agent_core::model::Name;
 use agent_core::{Model, Settings};

@@ -1,4 +1,5 @@
 //! `weir-sim` as people and scripts call it: output, exit codes, and what it says about wrong input.
+#![expect(clippy::unwrap_used, reason = "a failing helper of a test is a failing test")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
