@@ -229,6 +229,12 @@ fn upper<F: Family, P: Packet>(
         l4::TCP => (l4::TCP_LEN, Class::Tcp),
         l4::UDP => (l4::UDP_LEN, Class::Datagram),
         l4::SCTP => (l4::SCTP_LEN, Class::Datagram),
+        // More of them than are followed.
+        ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::FRAGMENT | ipv6::AUTHENTICATION | ipv6::DESTINATION_OPTIONS
+            if F::IS_V6 =>
+        {
+            return Err(DropReason::InvalidExtensionHeader);
+        }
         _ => return Err(DropReason::CtUnknownProtocol),
     };
     if payload < needed {

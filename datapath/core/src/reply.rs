@@ -78,18 +78,19 @@ pub fn on_link<P: Packet, T: Tables<V6>>(packet: &mut P, tables: &T, facts: &mut
     if ip.next_header != l4::ICMP6 {
         return Err(DropReason::ForbiddenIcmp6);
     }
-    let message: Neighbour = packet.load(at).ok_or(DropReason::InvalidPacket)?;
-    facts.port = Be16::new(u16::from(message.kind));
-    match message.kind {
-        icmp::NEIGHBOUR_SOLICITATION => solicitation(packet, tables, facts, &ip, &message),
-        icmp::NEIGHBOUR_ADVERTISEMENT => {
-            // The node's stack had asked; the pod may answer for its own addresses.
-            own_address(tables, facts, &Addr6::from_octets(message.target))?;
-            Ok(Verdict::PASS)
-        }
-        // Nothing that a pod may tell the node or other pods.
-        _ => Err(DropReason::ForbiddenIcmp6),
+    let kind: u8 = packet.load(at).ok_or(DropReason::InvalidPacket)?;
+    facts.port = Be16::new(u16::from(kind));
+    if kind != icmp::NEIGHBOUR_SOLICITATION && kind != icmp::NEIGHBOUR_ADVERTISEMENT {
+        // Nothing that a pod may tell the node or other pods. Some are shorter than what is read below.
+        return Err(DropReason::ForbiddenIcmp6);
     }
+    let message: Neighbour = packet.load(at).ok_or(DropReason::InvalidPacket)?;
+    if kind == icmp::NEIGHBOUR_SOLICITATION {
+        return solicitation(packet, tables, facts, &ip, &message);
+    }
+    // The node's stack had asked; the pod may answer for its own addresses.
+    own_address(tables, facts, &Addr6::from_octets(message.target))?;
+    Ok(Verdict::PASS)
 }
 
 #[inline(always)]
