@@ -21,6 +21,9 @@ pub(crate) enum Command {
     MapFreeze = 22,
     MapLookupBatch = 24,
     MapUpdateBatch = 26,
+    LinkCreate = 28,
+    LinkUpdate = 29,
+    LinkCreate = 28,
 }
 
 #[repr(C)]
@@ -141,10 +144,53 @@ pub(crate) struct MapInfo {
     pub(crate) name: [u8; 16],
 }
 
+/// For `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct LinkCreate {
+    pub(crate) program: u32,
+    pub(crate) target: u32,
+    pub(crate) attach_type: u32,
+    pub(crate) flags: u32,
+    pub(crate) relative: u32,
+    pub(crate) pad: u32,
+    pub(crate) expected_revision: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct LinkUpdate {
+    pub(crate) link: u32,
+    pub(crate) program: u32,
+    pub(crate) flags: u32,
+    pub(crate) old_program: u32,
+}
+
+/// `struct bpf_link_info` of a TCX link.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct LinkInfo {
+    pub(crate) kind: u32,
+    pub(crate) id: u32,
+    pub(crate) program: u32,
+    pub(crate) pad: u32,
+    pub(crate) ifindex: u32,
+    pub(crate) attach_type: u32,
+}
+
 #[repr(C)]
 #[derive(Default)]
 pub(crate) struct FreezeMap {
     pub(crate) map: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct LinkCreate {
+    pub(crate) program: u32,
+    pub(crate) target: u32,
+    pub(crate) attach_type: u32,
+    pub(crate) flags: u32,
 }
 
 /// The number the kernel wants for a descriptor.

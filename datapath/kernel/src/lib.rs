@@ -4,14 +4,17 @@
 //! - [`KernelMaps`], [`KernelMap`], [`RingReader`]: maps.
 //! - [`Loaded`]: an object's maps and programs in the kernel, as they are or as an instrumented copy whose clock,
 //!   random numbers, tunnel metadata and faults come from a [`Probe`] and whose redirects are recorded there.
+//! - [`TcxLink`]: programs on devices, replaced atomically and pinned, so that they outlive the process.
 //! - [`TestNet`]: a private network namespace with devices of chosen index, because a test run takes its device from
 //!   the namespace of the calling thread.
 //!
-//! Invariant: only `sys`, `map`, `ring`, `mapping`, `program` and `net` contain unsafe code, each block one operation;
+//! Invariant: only `sys`, `map`, `mapping`, `program` and `attach` contain unsafe code, each block one operation;
 //! every length the kernel writes to is checked before the call.
 //!
 //! Linux only. On other systems the crate compiles and every entry point answers [`KernelError::Unsupported`].
 
+mod attach;
+mod attach;
 mod attr;
 mod error;
 pub mod insn;
@@ -32,9 +35,11 @@ mod sys;
 #[path = "sys_unsupported.rs"]
 mod sys;
 
+pub use attach::{AttachPoint, Link};
+pub use attach::{LinkState, TcxLink, TcxPoint, probe_tcx};
 pub use error::KernelError;
 pub use link::{LinkedProgram, MapDefinition, ObjectFile};
-pub use load::{LoadOptions, Loaded, Verified};
+pub use load::{LoadOptions, Loaded, Pins, Verified};
 pub use map::{KernelMap, possible_cpus};
 pub use net::{Inside, Pinned, TestNet, pin_to_cpu};
 pub use privilege::{missing_privilege, skip_line};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 use datapath_maps::{MapKind, MapSpec, UpdateMode, map_flags};
 
@@ -30,6 +31,33 @@ pub struct LoadOptions<'a> {
     pub only: Option<&'a [&'a str]>,
 }
 
+/// Maps that outlive the process.
+#[derive(Clone, Copy, Debug)]
+pub struct Pins<'a> {
+    /// Folder of a bpf file system; every map but the settings is there under its name.
+    pub folder: &'a Path,
+    /// Entries of maps that differ from the object's, by name.
+    pub sizes: &'a [(&'a str, u32)],
+}
+
+impl Pins<'_> {
+    /// The pinned map, or a new one, pinned.
+    fn open_or_create(&self, mut spec: MapSpec) -> Result<KernelMap, KernelError> {
+        if let Some((_, size)) = self.sizes.iter().find(|(name, _)| *name == spec.name) {
+            spec.max_entries = *size;
+        }
+        let path = self.folder.join(&spec.name);
+        match KernelMap::open_pinned(spec.clone(), &path) {
+            Err(error) if error.errno() == Some(sys::ENOENT) => {
+                let map = KernelMap::create(spec)?;
+                map.pin(&path)?;
+                Ok(map)
+            }
+            other => other,
+        }
+    }
+}
+
 /// An object in the kernel. Dropping it frees maps and programs that nothing else refers to.
 #[derive(Debug)]
 pub struct Loaded {
@@ -51,13 +79,17 @@ struct Parts {
 }
 
 impl Parts {
-    fn make(bytes: &[u8], options: &LoadOptions<'_>) -> Result<Self, KernelError> {
+    fn make(bytes: &[u8], options: &LoadOptions<'_>, pins: Option<&Pins<'_>>) -> Result<Self, KernelError> {
         let object = ObjectFile::parse(bytes, options.globals)?;
         let mut maps = KernelMaps::default();
         for MapDefinition { mut spec, data } in object.maps()? {
             cap(&mut spec, options.max_entries);
             let read_only = spec.flags & map_flags::RDONLY_PROG != 0;
-            let map = KernelMap::create(spec)?;
+            let map = match pins {
+                // Initial values belong to the programs that are loaded now.
+                Some(pins) if data.is_none() => pins.open_or_create(spec)?,
+                Some(_) | None => KernelMap::create(spec)?,
+            };
             if let Some(data) = data {
                 map.set(&0u32.to_ne_bytes(), &data, UpdateMode::Any)?;
                 if read_only {
@@ -106,7 +138,17 @@ impl Loaded {
     /// # Errors
     /// Anything from reading the file to the verifier's refusal of one program.
     pub fn open(bytes: &[u8], options: &LoadOptions<'_>) -> Result<Self, KernelError> {
-        let parts = Parts::make(bytes, options)?;
+        let parts = Parts::make(bytes, options, None)?;
+        Self::load(parts.maps, &parts.linked, &parts.license, parts.btf, options.instrument)
+    }
+
+    /// As [`Self::open`], on maps that are pinned in a folder: those that are there are used as they are, so that flows
+    /// and policy outlive the process; others are created and pinned.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`KernelError::Pinned`] for a pinned map that is not what the object needs.
+    pub fn open_pinned(bytes: &[u8], options: &LoadOptions<'_>, pins: &Pins<'_>) -> Result<Self, KernelError> {
+        let parts = Parts::make(bytes, options, Some(pins))?;
         Self::load(parts.maps, &parts.linked, &parts.license, parts.btf, options.instrument)
     }
 
@@ -115,7 +157,7 @@ impl Loaded {
     /// # Errors
     /// Anything before the first program is loaded.
     pub fn verify(bytes: &[u8], options: &LoadOptions<'_>) -> Result<Vec<Verified>, KernelError> {
-        let parts = Parts::make(bytes, options)?;
+        let parts = Parts::make(bytes, options, None)?;
         let probe = options.instrument.then(Probe::create).transpose()?;
         Ok(parts
             .linked

@@ -7,7 +7,7 @@
 //! Source: `include/uapi/linux/{netlink,rtnetlink,if_link}.h`.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::error::KernelError;
 use crate::sys;
@@ -111,6 +111,13 @@ impl TestNet {
         let before = own_namespace()?;
         sys::enter_net(self.namespace.as_fd()).map_err(system("enter network namespace"))?;
         Ok(Inside { before, thread: std::marker::PhantomData })
+    }
+}
+
+/// The namespace itself: `/proc/PID/fd/NUMBER` names it to other programs.
+impl AsFd for TestNet {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
     }
 }
 

@@ -20,6 +20,8 @@ const HEADER: usize = 8;
 /// Reads a ring buffer. Only one reader may exist per map.
 #[derive(Debug)]
 pub struct RingReader {
+    /// The map again: readable when records are waiting.
+    fd: OwnedFd,
     consumer: Mapping,
     /// The producer's page and the data pages.
     producer: Mapping,
@@ -42,7 +44,8 @@ impl RingReader {
         let consumer = Mapping::new(map.as_fd(), page, true, 0).map_err(error)?;
         let len = page + 2 * size as usize;
         let producer = Mapping::new(map.as_fd(), len, false, page).map_err(error)?;
-        Ok(Self { consumer, producer, page, mask: u64::from(size) - 1 })
+        let fd = map.as_fd().try_clone_to_owned().map_err(|e| error(e.raw_os_error().unwrap_or(sys::EINVAL)))?;
+        Ok(Self { fd, consumer, producer, page, mask: u64::from(size) - 1 })
     }
 
     /// Takes all records that are ready, in order.
@@ -77,5 +80,18 @@ impl RingReader {
         }
         let mut data = vec![0; len];
         self.producer.read(offset + HEADER, &mut data).then_some((len, Some(data)))
+    }
+}
+
+/// For poll(2) and epoll(7): readable when records are waiting. The kernel wakes a reader that has drained everything.
+impl AsFd for RingReader {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for RingReader {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 }
