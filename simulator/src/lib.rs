@@ -6,3 +6,4 @@ pub mod commands;
 pub mod engines;
 pub mod packet;
 pub mod scenario;
+pub mod fuzz;

@@ -14,6 +14,7 @@ mod run;
 mod state;
 mod verdict;
 mod words;
+mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,10 @@ pub use run::{EngineSet, run};
 pub use state::{Clock, FlowText, FragText, Write, key_text, value_text};
 pub use verdict::{EventText, Verdict, event_text};
 pub use words::TextError;
+pub use write::to_toml;
+
+pub(crate) use build::settings;
+pub(crate) use run::{counters, tables};
 
 use crate::packet::Defaults;
 

@@ -53,9 +53,9 @@ impl EngineSet {
 }
 
 /// Contents of the maps that are compared as they are.
-pub(super) type Tables = BTreeMap<MapId, BTreeMap<Vec<u8>, Vec<u8>>>;
+pub(crate) type Tables = BTreeMap<MapId, BTreeMap<Vec<u8>, Vec<u8>>>;
 /// Packets and bytes by index.
-pub(super) type Counters = BTreeMap<u32, (u64, u64)>;
+pub(crate) type Counters = BTreeMap<u32, (u64, u64)>;
 
 /// What one engine did with one packet.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,7 +71,7 @@ pub(super) struct Observed {
 }
 
 /// Contents of every map but counters, events and calls.
-pub(super) fn tables(engine: &dyn Engine) -> Tables {
+pub(crate) fn tables(engine: &dyn Engine) -> Tables {
     let compared = |map: &MapId| match MapSpec::of(*map).kind {
         MapKind::Hash | MapKind::LruHash | MapKind::LpmTrie | MapKind::PerCpuHash => true,
         MapKind::Array | MapKind::PerCpuArray | MapKind::ProgArray | MapKind::RingBuf => false,
@@ -81,7 +81,7 @@ pub(super) fn tables(engine: &dyn Engine) -> Tables {
 }
 
 /// Sums over all CPUs of the counters that are not zero.
-pub(super) fn counters(engine: &dyn Engine) -> Counters {
+pub(crate) fn counters(engine: &dyn Engine) -> Counters {
     let sum = |(key, value): Entry| {
         let index = key.first_chunk().map(|key| u32::from_ne_bytes(*key))?;
         let number = |bytes: &[u8]| bytes.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));

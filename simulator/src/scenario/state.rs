@@ -407,7 +407,7 @@ impl FlowText {
             flags: CtFlags(self.flags),
             client_tcp: self.client_tcp.unwrap_or(0),
             server_tcp: self.server_tcp.unwrap_or(0),
-            pad: [0; 4],
+            pad: [0; 20],
         };
         Write { map: self.map, key: self.key.clone(), value: entry.as_bytes().to_vec() }
     }
