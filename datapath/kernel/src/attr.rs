@@ -23,7 +23,6 @@ pub(crate) enum Command {
     MapUpdateBatch = 26,
     LinkCreate = 28,
     LinkUpdate = 29,
-    LinkCreate = 28,
 }
 
 #[repr(C)]
@@ -182,15 +181,6 @@ pub(crate) struct LinkInfo {
 #[derive(Default)]
 pub(crate) struct FreezeMap {
     pub(crate) map: u32,
-}
-
-#[repr(C)]
-#[derive(Default)]
-pub(crate) struct LinkCreate {
-    pub(crate) program: u32,
-    pub(crate) target: u32,
-    pub(crate) attach_type: u32,
-    pub(crate) flags: u32,
 }
 
 /// The number the kernel wants for a descriptor.

@@ -14,7 +14,6 @@
 //! Linux only. On other systems the crate compiles and every entry point answers [`KernelError::Unsupported`].
 
 mod attach;
-mod attach;
 mod attr;
 mod error;
 pub mod insn;
@@ -35,7 +34,6 @@ mod sys;
 #[path = "sys_unsupported.rs"]
 mod sys;
 
-pub use attach::{AttachPoint, Link};
 pub use attach::{LinkState, TcxLink, TcxPoint, probe_tcx};
 pub use error::KernelError;
 pub use link::{LinkedProgram, MapDefinition, ObjectFile};
