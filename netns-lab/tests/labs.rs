@@ -1,0 +1,30 @@
+//! Every lab, as root; otherwise the skip line.
+#![expect(clippy::expect_used, reason = "test code: helpers outside #[test] functions")]
+
+use datapath_kernel::skip_line;
+use netns_lab::labs;
+use netns_lab::report::Report;
+
+fn run(name: &str) {
+    if let Some(line) = skip_line() {
+        println!("{line}");
+        return;
+    }
+    let lab = labs::ALL.iter().find(|lab| lab.name == name).expect("the lab");
+    let mut report = Report::default();
+    let ended = (lab.run)(&mut report);
+    print!("{}", report.text());
+    ended.expect("the lab runs to its end");
+    let (passed, failed) = report.counts();
+    assert!(failed == 0 && passed > 0, "{failed} checks failed");
+}
+
+#[test]
+fn pods_of_one_node() {
+    run("one-node");
+}
+
+#[test]
+fn pods_of_two_nodes() {
+    run("two-nodes");
+}
