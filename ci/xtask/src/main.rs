@@ -8,6 +8,7 @@ mod skips;
 mod tidy;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -36,11 +37,18 @@ enum Task {
     },
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
         Task::BuildEbpf { check } => build_ebpf::run(check),
-        Task::Tidy => tidy::run(&workspace()?),
-        Task::Skips { log } => skips::run(&workspace()?, &log),
+        Task::Tidy => workspace().and_then(|root| tidy::run(&root)),
+        Task::Skips { log } => workspace().and_then(|root| skips::run(&root, &log)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
