@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::attr::{self, Command};
 use crate::error::KernelError;
-use crate::insn::{EXIT, Insn, MOV_IMM};
+use crate::insn::Insn;
 use crate::map::{open_pinned, pin};
 use crate::net::TestNet;
 use crate::program::{Program, ProgramKind, ProgramSource};
@@ -154,7 +154,7 @@ pub fn probe_tcx() -> Result<(), KernelError> {
     let net = TestNet::new()?;
     let _inside = net.enter()?;
     // TC_ACT_UNSPEC: the next program.
-    let insns = [Insn::new(MOV_IMM, 0, 0, 0, -1), Insn::new(EXIT, 0, 0, 0, 0)];
+    let insns = [Insn::mov(0, -1), Insn::exit()];
     let source =
         ProgramSource { name: "probe", kind: ProgramKind::Classifier, insns: &insns, license: c"GPL", btf: None };
     let program = Program::load(&source)?;

@@ -1,7 +1,7 @@
 //! Consumer of a kernel ring buffer (kernel/bpf/ringbuf.c): one page with the consumer's position, one with the
 //! producer's, then the data pages twice, so that a record that wraps is contiguous.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use datapath_maps::MapKind;
 
