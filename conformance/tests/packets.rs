@@ -19,21 +19,18 @@ fn engines() -> Vec<Kind> {
     kinds
 }
 
-fn reports() -> Vec<Report> {
+fn reports() -> Result<Vec<Report>, Box<dyn std::error::Error>> {
     let mut engines = EngineSet::new(&engines());
-    let files = scenario::files(&conformance::scenarios()).unwrap();
-    files
-        .iter()
-        .map(|file| {
-            let scenario = scenario::load(file).unwrap_or_else(|error| panic!("{error}"));
-            scenario::run(&scenario, &mut engines).unwrap_or_else(|error| panic!("{error}"))
-        })
-        .collect()
+    let mut reports = Vec::new();
+    for file in scenario::files(&conformance::scenarios())? {
+        reports.push(scenario::run(&scenario::load(&file)?, &mut engines)?);
+    }
+    Ok(reports)
 }
 
 #[test]
 fn every_scenario_holds_on_every_engine_and_they_cover_every_reason_and_hook() {
-    let reports = reports();
+    let reports = reports().unwrap_or_else(|error| panic!("{error}"));
     let failed: Vec<String> = reports.iter().filter(|report| !report.passed()).map(ToString::to_string).collect();
     assert!(failed.is_empty(), "{} of {} failed\n{}", failed.len(), reports.len(), failed.join("\n"));
 

@@ -238,14 +238,11 @@ impl Engine for Kernel {
         skb.priority = context.priority;
         skb.cb = context.cb;
         let output = probe.output();
-        let redirect = match output.redirect {
-            None => None,
-            Some(call) => Some(match call.kind {
-                RedirectKind::Device => Redirect::Device { ifindex: call.ifindex, flags: call.flags },
-                RedirectKind::Peer => Redirect::Peer { ifindex: call.ifindex, flags: call.flags },
-                RedirectKind::Neigh => Redirect::Neigh { ifindex: call.ifindex, next_hop: None, flags: call.flags },
-            }),
-        };
+        let redirect = output.redirect.map(|call| match call.kind {
+            RedirectKind::Device => Redirect::Device { ifindex: call.ifindex, flags: call.flags },
+            RedirectKind::Peer => Redirect::Peer { ifindex: call.ifindex, flags: call.flags },
+            RedirectKind::Neigh => Redirect::Neigh { ifindex: call.ifindex, next_hop: None, flags: call.flags },
+        });
         Ok(Run { code, redirect, tunnel_key: output.tunnel_key.as_ref().map(tunnel_out), ..Run::default() })
     }
 

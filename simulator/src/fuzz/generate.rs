@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use datapath_abi::{
-    Addr4, Addr6, CidrKey4, CidrKey6, Config, Hook, IpEntry, IpFlags, Mac, MapId, PolicyEntry, PolicyFlags, PolicyKey,
-    ids, policy,
+    Addr4, Addr6, CallSlot, CidrKey4, CidrKey6, Config, Hook, IpEntry, IpFlags, Mac, MapId, PolicyEntry, PolicyFlags,
+    PolicyKey, ids, policy,
 };
 use simulator_vm::{Faults, Skb, TunnelKey};
 use zerocopy::IntoBytes;
@@ -208,7 +208,13 @@ impl World {
     }
 
     /// The world without packets yet.
-    pub(super) fn scenario(&self, seed: u64, number: u64) -> Scenario {
+    pub(super) fn scenario(&self, seed: u64, number: u64, random: &mut Random) -> Scenario {
+        // As while an upgrade swaps programs.
+        let missing_calls = if random.once_in(10) {
+            CallSlot::ALL.iter().map(|(slot, _)| *slot).filter(|_| random.once_in(3)).collect()
+        } else {
+            Vec::new()
+        };
         Scenario {
             file: "fuzz-difference.toml".to_owned(),
             title: format!("Engines differ (seed {seed}, world {number})"),
@@ -216,7 +222,7 @@ impl World {
             config: self.config,
             now_ns: 1_000_000_000_000,
             writes: self.writes.clone(),
-            missing_calls: Vec::new(),
+            missing_calls,
             steps: Vec::new(),
         }
     }

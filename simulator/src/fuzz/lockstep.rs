@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use datapath_abi::{Config, DropReason, Event, EventKind};
+use datapath_abi::{Config, DropReason, Event, EventKind, MapId};
 use datapath_maps::UpdateMode;
 use simulator_vm::{Engine, Run, RunError, action};
 use zerocopy::{FromBytes, IntoBytes};
@@ -62,6 +62,12 @@ impl Lockstep {
                 engine
                     .maps_mut()
                     .update(write.map, &write.key, &write.value, UpdateMode::Any)
+                    .map_err(|source| OpenError::Map { engine: *kind, source })?;
+            }
+            for slot in &scenario.missing_calls {
+                engine
+                    .maps_mut()
+                    .delete(MapId::Calls, &(*slot as u32).to_ne_bytes())
                     .map_err(|source| OpenError::Map { engine: *kind, source })?;
             }
         }

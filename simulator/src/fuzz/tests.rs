@@ -32,7 +32,7 @@ fn a_planted_difference_is_found_and_shrunk_to_a_scenario() {
     ];
     let mut random = Random::new(1, 0);
     let mut world = World::new(&settings, false, &mut random);
-    let mut start = world.scenario(1, 0);
+    let mut start = world.scenario(1, 0, &mut random);
     let mut all = Lockstep::of(opened, &settings);
     all.begin(&start).unwrap();
     let mut now_ns = start.now_ns;
@@ -59,4 +59,26 @@ fn a_planted_difference_is_found_and_shrunk_to_a_scenario() {
 fn one_engine_is_not_enough() {
     let options = Options { packets: 1, seed: 1, engines: vec![Kind::Native], out: PathBuf::new() };
     assert!(matches!(run(&options, &mut |_| {}), Err(FuzzError::TooFew)));
+}
+
+#[test]
+fn what_is_written_reads_back_as_the_same() {
+    for number in 0..40 {
+        let mut random = Random::new(9, number);
+        let mut world = World::new(&settings(number), false, &mut random);
+        let mut scenario = world.scenario(9, number, &mut random);
+        scenario.steps = (0..60).map(|_| world.step(&mut random)).collect();
+        let text = scenario::to_toml(&scenario);
+        let read = scenario::parse(&text, "fuzz.toml").unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert_eq!(read.config, scenario.config);
+        assert_eq!(read.missing_calls, scenario.missing_calls);
+        for (read, step) in read.steps.iter().zip(&scenario.steps) {
+            assert_eq!(read.skb, step.skb, "world {number}\n{text}");
+            assert_eq!((read.faults, read.advance_ns), (step.faults, step.advance_ns));
+        }
+        assert_eq!(
+            scenario::to_toml(&read).lines().skip(2).collect::<Vec<_>>(),
+            text.lines().skip(2).collect::<Vec<_>>()
+        );
+    }
 }

@@ -200,7 +200,7 @@ impl Encoder<'_> {
         let mut flags = if ip.dont_fragment { 0x4000 } else { 0 };
         let mut id = ip.id;
         if let Some(part) = place.fragment {
-            flags |= part.offset / 8 & 0x1fff;
+            flags |= (part.offset / 8) & 0x1fff;
             flags |= if part.more { 0x2000 } else { 0 };
             id = low16(usize::try_from(part.id).unwrap_or(0));
         }

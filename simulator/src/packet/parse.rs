@@ -203,12 +203,12 @@ fn ethernet(words: &mut Words<'_>) -> Result<Layer> {
 }
 
 fn arp(words: &mut Words<'_>) -> Result<Layer> {
-    let mut arp = Arp::default();
-    arp.operation = match words.word("request, reply or a number")? {
+    let operation = match words.word("request, reply or a number")? {
         "request" => 1,
         "reply" => 2,
         other => other.parse().map_err(|_| words.unknown(other, "request, reply, a number"))?,
     };
+    let mut arp = Arp { operation, ..Arp::default() };
     arp.sender = words.value("an IPv4 address")?;
     words.arrow()?;
     arp.target = words.value("an IPv4 address")?;

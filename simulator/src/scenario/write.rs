@@ -63,6 +63,9 @@ fn settings_text(settings_: &Config) -> String {
     .iter()
     .map(|(bit, name)| format!("{name} = {}", settings_.flags & bit != 0))
     .collect();
+    if settings_.magic != base.magic {
+        words.push("written = false".to_owned());
+    }
     if settings_.ticks_per_second != base.ticks_per_second {
         words.push(format!("ticks_per_second = {}", settings_.ticks_per_second));
     }
