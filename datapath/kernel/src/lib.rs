@@ -15,6 +15,7 @@
 
 mod attach;
 mod attr;
+mod clock;
 mod error;
 pub mod insn;
 mod instrument;
@@ -35,6 +36,7 @@ mod sys;
 mod sys;
 
 pub use attach::{LinkState, TcxLink, TcxPoint, probe_tcx};
+pub use clock::Jiffies;
 pub use error::KernelError;
 pub use link::{LinkedProgram, MapDefinition, ObjectFile};
 pub use load::{LoadOptions, Loaded, Pins, Verified};

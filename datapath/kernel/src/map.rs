@@ -207,7 +207,7 @@ impl KernelMap {
             | MapKind::PerCpuHash
             | MapKind::LpmTrie
             | MapKind::Array
-            | MapKind::PerCpuArray => match self.batch() {
+            | MapKind::PerCpuArray => match self.collect() {
                 Ok(entries) => entries,
                 Err(ENOTSUPP | sys::EOPNOTSUPP | sys::EINVAL) => self.walk()?,
                 Err(errno) => return Err(self.error("lookup batch", errno)),
@@ -234,14 +234,44 @@ impl KernelMap {
         Ok(entries)
     }
 
-    fn batch(&self) -> SysResult<Vec<Entry>> {
+    fn collect(&self) -> SysResult<Vec<Entry>> {
+        let mut entries = Vec::new();
+        self.batch(&mut |key, value| entries.push((key.to_vec(), value.to_vec())))?;
+        Ok(entries)
+    }
+
+    /// Deletes the entries of a hash that `keep` refuses, a few thousand at a time, so that a full map costs no memory.
+    /// Returns how many there were and how many went. Entries that come or change meanwhile may or may not be asked for.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn retain(&self, keep: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(usize, usize), KernelError> {
+        let (mut all, mut gone, mut failed) = (0, 0, None);
+        // What a batch has handed out can be deleted before the next: the kernel goes on at the next bucket.
+        let walked = self.batch(&mut |key, value| {
+            all += 1;
+            if !keep(key, value) {
+                match self.remove(key) {
+                    Ok(()) => gone += 1,
+                    Err(error) if error.errno() == Some(sys::ENOENT) => {}
+                    Err(error) => failed = Some(error),
+                }
+            }
+        });
+        walked.map_err(|errno| self.error("lookup batch", errno))?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        Ok((all, gone))
+    }
+
+    fn batch(&self, each: &mut dyn FnMut(&[u8], &[u8])) -> SysResult<()> {
         let (key_size, value_size) = (self.spec.key_size as usize, self.value_size());
         let mut room = BATCH.min(self.spec.max_entries.max(64));
         // Where the kernel goes on: a bucket number or a key, whichever is larger.
         let mut token = vec![0u8; key_size.max(8)];
         let mut next = vec![0u8; key_size.max(8)];
         let mut begun = false;
-        let mut entries = Vec::new();
         loop {
             let mut keys = vec![0u8; key_size * room as usize];
             let mut values = vec![0u8; value_size * room as usize];
@@ -267,9 +297,9 @@ impl KernelMap {
                 Err(errno) => return Err(errno),
             };
             let found = keys.chunks_exact(key_size).zip(values.chunks_exact(value_size)).take(args.count as usize);
-            entries.extend(found.map(|(key, value)| (key.to_vec(), value.to_vec())));
+            found.for_each(|(key, value)| each(key, value));
             if !more {
-                return Ok(entries);
+                return Ok(());
             }
             std::mem::swap(&mut token, &mut next);
             begun = true;

@@ -12,6 +12,7 @@ pub(crate) const SUPPORTED: bool = true;
 pub(crate) const EINVAL: i32 = libc::EINVAL;
 pub(crate) const ENOENT: i32 = libc::ENOENT;
 pub(crate) const ENOSPC: i32 = libc::ENOSPC;
+pub(crate) const ETIME: i32 = libc::ETIME;
 pub(crate) const EOPNOTSUPP: i32 = libc::EOPNOTSUPP;
 
 /// An error number.

@@ -12,6 +12,7 @@ pub(crate) const SUPPORTED: bool = false;
 pub(crate) const EINVAL: i32 = 22;
 pub(crate) const ENOENT: i32 = 2;
 pub(crate) const ENOSPC: i32 = 28;
+pub(crate) const ETIME: i32 = 62;
 /// Linux's number, so that it differs from the others.
 pub(crate) const EOPNOTSUPP: i32 = 95;
 /// Linux's number.
