@@ -91,3 +91,39 @@ fn a_default_deny_drops_at_the_receivers_node_with_its_reason() {
     let other = cluster.probe_between(&Party::Node("node-1".into()), &pod("b"), Protocol::Tcp(80), None).unwrap();
     assert!(!cluster.probe(&other).unwrap().allowed(), "other nodes are no exception");
 }
+
+#[test]
+fn the_matrix_is_the_same_however_many_clusters_are_asked_at_once() {
+    use simulator::cluster::matrix::{Cell, Question, declared_ports};
+    let model = Model::parse(&[("test.yaml".to_owned(), format!("{PODS}{DENY}"))], Settings::default()).unwrap();
+    let options = Options::default();
+    let ports = [declared_ports(&model), vec![Protocol::Icmp(None), Protocol::Udp(53)]].concat();
+    let ask = |threads| {
+        let question = Question { model: &model, options: &options, ports: &ports, family: None, threads };
+        question.ask(&|_| {}).unwrap()
+    };
+    let (one, three) = (ask(1), ask(3));
+    assert_eq!(one.matrix, three.matrix);
+    assert_eq!(one.runs, three.runs);
+    let letters: Vec<String> =
+        one.matrix.tables[0].rows.iter().map(|row| row.iter().copied().map(Cell::letter).collect()).collect();
+    // a, b, c, world: only b is closed.
+    assert_eq!(letters, [".011", "1.11", "10.1", "101."]);
+    assert_eq!(one.matrix.tables.len(), 3);
+}
+
+#[test]
+fn a_pod_that_is_deleted_and_made_again_gets_a_device_and_the_policies_that_hold() {
+    use agent_core::model::{ObjectKey, read_objects};
+    let mut cluster = cluster(&format!("{PODS}{DENY}"), EngineKind::Checked);
+    let before: Vec<(u32, u16)> = cluster.nics().iter().map(|nic| (nic.ifindex, nic.endpoint)).collect();
+    let removed = cluster.delete(&[ObjectKey { kind: "Pod", name: Name::new("x", "b") }]).unwrap();
+    assert_eq!(removed, 1);
+    assert!(cluster.probe_between(&pod("a"), &pod("b"), Protocol::Tcp(80), None).is_err());
+    let text = PODS.split("---").nth(1).unwrap().to_owned();
+    cluster.apply(read_objects(&[("again.yaml".to_owned(), text)]).unwrap()).unwrap();
+    let after: Vec<(u32, u16)> = cluster.nics().iter().map(|nic| (nic.ifindex, nic.endpoint)).collect();
+    assert_eq!(before, after);
+    let probe = cluster.probe_between(&pod("a"), &pod("b"), Protocol::Tcp(80), None).unwrap();
+    assert!(!cluster.probe(&probe).unwrap().allowed());
+}

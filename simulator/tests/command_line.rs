@@ -342,3 +342,25 @@ fn wrong_calls_are_exit_code_2() {
         assert!(!stderr(&output).is_empty(), "{arguments:?}");
     }
 }
+
+#[test]
+fn fuzzing_tells_seed_and_engines_and_finds_nothing() {
+    let output = weir_sim(&["fuzz", "--packets", "3000", "--seed", "11", "--engines", "native,checked", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+    let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!((&json["packets"], &json["seed"]), (&Value::from(3000), &Value::from(11)));
+    assert_eq!(json["engines"], serde_json::json!(["native", "checked"]));
+    assert_eq!(json["difference"], Value::Null);
+    assert_eq!(weir_sim(&["fuzz", "--engines", "native"]).status.code(), Some(2), "nothing to compare with");
+}
+
+#[test]
+fn packet_scenarios_and_cluster_scenarios_run_side_by_side() {
+    let output = weir_sim(&["run", "conformance", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    let files: Vec<String> = stdout(&output)
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["file"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(files.iter().any(|file| file.ends_with(".toml")) && files.iter().any(|file| file.ends_with(".yaml")));
+}

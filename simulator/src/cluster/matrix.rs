@@ -1,13 +1,15 @@
 //! Who reaches whom: a probe from every pod and from outside to every pod and to the outside, per port.
 
 use std::collections::BTreeSet;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use agent_core::Model;
 use agent_core::model::Protocol as PortProtocol;
 use simulator_vm::RunError;
 
 use super::probe::Endpoint;
-use super::{Cluster, Family, Party, Probe, Protocol};
+use super::{Cluster, ClusterError, Family, Options, Party, Probe, Protocol};
 
 /// What one probe said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,44 +90,118 @@ pub fn endpoints(model: &Model) -> Vec<Party> {
     model.pods().keys().cloned().map(Party::Pod).chain([Party::World]).collect()
 }
 
-impl Matrix {
-    /// Asks. `progress` is told after every row.
+/// What is asked, and how.
+#[derive(Clone, Debug)]
+pub struct Question<'a> {
+    /// Objects.
+    pub model: &'a Model,
+    /// Simulation.
+    pub options: &'a Options,
+    /// Ports, one table each.
+    pub ports: &'a [Protocol],
+    /// Address family; `None`: IPv4 where both ends have it.
+    pub family: Option<Family>,
+    /// Clusters that are asked at the same time. The answer does not depend on it; captures need one.
+    pub threads: usize,
+}
+
+/// A matrix, and what it took.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The matrix.
+    pub matrix: Matrix,
+    /// Hook programs run.
+    pub runs: u64,
+    /// Engine of the nodes.
+    pub engine: &'static str,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// The cluster could not be made.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// A program failed.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+/// One thread's rows, each with its number.
+struct Share {
+    rows: Vec<(usize, Vec<Cell>)>,
+    runs: u64,
+    engine: &'static str,
+}
+
+impl Question<'_> {
+    /// Asks. `progress` is told after every row, how many cells it has.
     ///
     /// # Errors
-    /// A fault of a program.
-    pub fn ask(
-        cluster: &mut Cluster,
-        ports: &[Protocol],
-        family: Option<Family>,
-        mut progress: impl FnMut(usize),
-    ) -> Result<Self, RunError> {
-        let endpoints = endpoints(cluster.model());
+    /// See [`AskError`].
+    pub fn ask(&self, progress: &(dyn Fn(usize) + Sync)) -> Result<Answer, AskError> {
+        let next = AtomicUsize::new(0);
+        let shares: Vec<Result<Share, AskError>> = if self.threads > 1 {
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..self.threads).map(|_| scope.spawn(|| self.share(&next, progress))).collect();
+                // A thread that panics has hit a bug of ours: it must not look like an answer.
+                threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+            })
+        } else {
+            vec![self.share(&next, progress)]
+        };
+        let endpoints = endpoints(self.model);
+        let mut rows: Vec<Vec<Cell>> = vec![Vec::new(); endpoints.len() * self.ports.len()];
+        let (mut runs, mut engine) = (0, "");
+        for share in shares {
+            let share = share?;
+            runs += share.runs;
+            engine = share.engine;
+            for (number, row) in share.rows {
+                if let Some(place) = rows.get_mut(number) {
+                    *place = row;
+                }
+            }
+        }
+        let mut rows = rows.into_iter();
+        let tables = self
+            .ports
+            .iter()
+            .map(|port| Table { port: *port, rows: rows.by_ref().take(endpoints.len()).collect() })
+            .collect();
+        Ok(Answer { matrix: Matrix { endpoints, tables }, runs, engine })
+    }
+
+    /// Takes row after row until none is left, in a cluster of its own.
+    fn share(&self, next: &AtomicUsize, progress: &(dyn Fn(usize) + Sync)) -> Result<Share, AskError> {
+        let mut cluster = Cluster::new(self.model.clone(), self.options.clone())?;
         // A party that the model names is always found.
-        let found: Vec<Option<Endpoint>> = endpoints.iter().map(|party| cluster.endpoint(party).ok()).collect();
-        let mut tables = Vec::with_capacity(ports.len());
-        for &port in ports {
-            let mut rows = Vec::with_capacity(endpoints.len());
-            for (sender, from) in found.iter().enumerate() {
-                let mut row = Vec::with_capacity(endpoints.len());
-                for (receiver, to) in found.iter().enumerate() {
-                    if sender == receiver {
-                        row.push(Cell::Same);
-                        continue;
-                    }
+        let found: Vec<Option<Endpoint>> =
+            endpoints(self.model).iter().map(|party| cluster.endpoint(party).ok()).collect();
+        let engine = cluster.nodes().first().map_or("", |node| node.datapath.name());
+        let mut share = Share { rows: Vec::new(), runs: 0, engine };
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let (table, sender) = (number / found.len(), number % found.len());
+            let (Some(port), Some(from)) = (self.ports.get(table), found.get(sender)) else { break };
+            let mut row = Vec::with_capacity(found.len());
+            for (receiver, to) in found.iter().enumerate() {
+                row.push(if sender == receiver {
+                    Cell::Same
+                } else {
                     let ends = from.as_ref().zip(to.as_ref());
                     // Ends without a family in common cannot reach each other.
-                    let probe = ends.and_then(|(from, to)| Probe::between(from, to, port, family));
-                    let allowed = match probe {
-                        Some(probe) => cluster.probe(&probe)?.allowed(),
-                        None => false,
-                    };
-                    row.push(if allowed { Cell::Allow } else { Cell::Deny });
-                }
-                rows.push(row);
-                progress(endpoints.len());
+                    match ends.and_then(|(from, to)| Probe::between(from, to, *port, self.family)) {
+                        Some(probe) if cluster.probe(&probe)?.allowed() => Cell::Allow,
+                        Some(_) | None => Cell::Deny,
+                    }
+                });
             }
-            tables.push(Table { port, rows });
+            share.rows.push((number, row));
+            progress(found.len());
         }
-        Ok(Self { endpoints, tables })
+        cluster.finish_captures().map_err(ClusterError::Capture)?;
+        share.runs = cluster.runs();
+        Ok(share)
     }
 }

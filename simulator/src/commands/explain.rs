@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use datapath_abi::{DropReason, EventKind, MapId};
+use datapath_abi::{Direction, DropReason, EventKind, MapId};
 use serde::Serialize;
 
 use super::{Failure, files, parse_port};
@@ -163,16 +163,29 @@ fn hop_text(cluster: &Cluster, explanation: &Explanation, hop: &Hop, out: &mut S
     }
 }
 
+/// What the index of a counter means.
+fn metrics_text(key: &[u8]) -> Option<String> {
+    let [reason, direction, _, _] = *<&[u8; 4]>::try_from(key).ok()?;
+    let direction = if direction == Direction::Ingress as u8 { "ingress" } else { "egress" };
+    let reason = DropReason::from_number(reason).map_or("forwarded", DropReason::name);
+    Some(format!("{direction} {reason}"))
+}
+
 /// A look-up's key, and the value if there was one.
 fn lookup_text(lookup: &Lookup, now_ns: u64) -> (String, Option<String>) {
     let clock = Clock { now: ticks(now_ns, TICKS_PER_SECOND), per_second: TICKS_PER_SECOND };
     match MapId::from_name(&lookup.map) {
         Some(map) => {
             let text = |value: &Vec<u8>| {
-                if map == MapId::Metrics { "a counter".to_owned() } else { value_text(map, &lookup.key, value, &clock) }
+                if map == MapId::Metrics { "counted".to_owned() } else { value_text(map, &lookup.key, value, &clock) }
             };
             let value = lookup.value.as_ref().map(text);
-            (key_text(map, &lookup.key), value)
+            let key = match (map, metrics_text(&lookup.key)) {
+                (MapId::Metrics, Some(text)) => text,
+                // One key for both directions of a flow: its ends have an order, not a direction.
+                _ => key_text(map, &lookup.key).replace(" > ", " ↔ "),
+            };
+            (key, value)
         }
         None => (format!("{:02x?}", lookup.key), lookup.value.as_ref().map(|value| format!("{value:02x?}"))),
     }

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use agent_core::Model;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::{Failure, files, parse_port};
-use crate::cluster::matrix::{Cell, Matrix, declared_ports, of};
-use crate::cluster::{Cluster, EngineKind, Family, Options, Party, Protocol};
+use crate::cluster::matrix::{Answer, Cell, Matrix, Question, declared_ports, of};
+use crate::cluster::{EngineKind, Family, Options, Party, Protocol};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -49,31 +50,33 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let mut seen = BTreeSet::new();
     ports.retain(|port| seen.insert(*port));
     let options = Options { engine: args.engine, seed: args.seed, pcap: args.pcap.clone(), ..Options::default() };
-    let mut cluster = Cluster::new(model, options)?;
-    let bar = progress(&cluster, ports.len());
-    let matrix = Matrix::ask(&mut cluster, &ports, args.family, |cells| {
-        bar.inc(u64::try_from(cells).unwrap_or(0));
-    })?;
+    let endpoints = model.pods().len() + 1;
+    let probes = endpoints * endpoints * ports.len();
+    let bar = progress(probes);
+    let alone = args.pcap.is_some() || args.engine == EngineKind::Kernel || probes < MANY;
+    let threads = if alone { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
+    let question = Question { model: &model, options: &options, ports: &ports, family: args.family, threads };
+    let answer = question.ask(&|cells| bar.inc(u64::try_from(cells).unwrap_or(0)))?;
     bar.finish_and_clear();
-    cluster.finish_captures()?;
     let mut out = std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", super::to_json(&json(&matrix))?)?;
+        writeln!(out, "{}", super::to_json(&json(&answer.matrix))?)?;
     } else {
-        write!(out, "{}", text(&cluster, &matrix, args.ports.is_empty(), start.elapsed()))?;
+        write!(out, "{}", text(&model, &answer, args.ports.is_empty(), start.elapsed()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn progress(cluster: &Cluster, ports: usize) -> ProgressBar {
-    let endpoints = cluster.model().pods().len() + 1;
-    let probes = u64::try_from(endpoints * endpoints * ports).unwrap_or(0);
-    let target = if std::io::stderr().is_terminal() && probes > 20_000 {
+/// From so many probes on, it pays to ask several clusters at once, and to show progress.
+const MANY: usize = 20_000;
+
+fn progress(probes: usize) -> ProgressBar {
+    let target = if std::io::stderr().is_terminal() && probes > MANY {
         ProgressDrawTarget::stderr()
     } else {
         ProgressDrawTarget::hidden()
     };
-    let bar = ProgressBar::with_draw_target(Some(probes), target);
+    let bar = ProgressBar::with_draw_target(u64::try_from(probes).ok(), target);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} probes, {eta} left") {
         bar.set_style(style);
     }
@@ -105,45 +108,42 @@ fn json(matrix: &Matrix) -> Json {
     }
 }
 
-fn text(cluster: &Cluster, matrix: &Matrix, declared: bool, taken: Duration) -> String {
+fn text(model: &Model, answer: &Answer, declared: bool, taken: Duration) -> String {
+    let matrix = &answer.matrix;
     let names = short_names(matrix);
     let mut out = String::new();
-    let model = cluster.model();
     let _ = writeln!(
         out,
         "{} pods on {} nodes, {} network policies. Rows send, columns receive. ✓ allowed  ✗ denied  · not asked\n",
         model.pods().len(),
-        cluster.nodes().len(),
+        model.nodes().len(),
         model.policies().len()
     );
     if declared && matrix.tables.len() > 1 {
-        summary(cluster, matrix, &names, &mut out);
-    }
-    for table in &matrix.tables {
-        let (allowed, all) = table.totals();
-        let _ = writeln!(out, "{}: {allowed} of {all} allowed", table.port);
-        let rows = table.rows.iter().map(|row| row.iter().map(|cell| cell.symbol()).collect()).collect();
-        grid(&names, rows, &mut out);
+        summary(model, matrix, &names, &mut out);
     }
     let (mut allowed, mut probes) = (0, 0);
     for table in &matrix.tables {
         let totals = table.totals();
         allowed += totals.0;
         probes += totals.1;
+        let _ = writeln!(out, "{}: {} of {} allowed", table.port, totals.0, totals.1);
+        let rows = table.rows.iter().map(|row| row.iter().map(|cell| cell.symbol()).collect()).collect();
+        grid(&names, rows, &mut out);
     }
-    let engine = cluster.nodes().first().map_or("", |node| node.datapath.name());
+    let taken = if taken < Duration::from_secs(1) { format!("{taken:.0?}") } else { format!("{taken:.1?}") };
     let _ = writeln!(
         out,
-        "{probes} probes: {allowed} allowed, {} denied; {} hook programs run by {engine} in {:.0?}",
+        "{probes} probes: {allowed} allowed, {} denied; {} hook programs run by {} in {taken}",
         probes - allowed,
-        cluster.runs(),
-        taken
+        answer.runs,
+        answer.engine,
     );
     out
 }
 
 /// Only what each receiver itself declares.
-fn summary(cluster: &Cluster, matrix: &Matrix, names: &[String], out: &mut String) {
+fn summary(model: &Model, matrix: &Matrix, names: &[String], out: &mut String) {
     let _ = writeln!(out, "On the ports that the receiver declares (✓ all, ~ some, ✗ none, blank: it declares none):");
     let rows = (0..matrix.endpoints.len())
         .map(|sender| {
@@ -153,7 +153,7 @@ fn summary(cluster: &Cluster, matrix: &Matrix, names: &[String], out: &mut Strin
                 .enumerate()
                 .map(|(receiver, party)| match party {
                     Party::Pod(name) => {
-                        let pod = cluster.model().pods().get(name);
+                        let pod = model.pods().get(name);
                         let declared: Vec<Protocol> = pod
                             .map(|pod| pod.ports.iter().map(|port| of(port.protocol, port.port)).collect())
                             .unwrap_or_default();

@@ -4,6 +4,7 @@
 
 mod explain;
 mod files;
+mod fuzz;
 mod matrix;
 mod run;
 
@@ -14,6 +15,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use datapath_abi::Config;
 
+use crate::cluster::matrix::AskError;
 use crate::cluster::{ClusterError, EngineKind, Protocol};
 use crate::engines::{self, Kind, Limits};
 
@@ -38,6 +40,8 @@ enum Command {
     Matrix(matrix::Args),
     /// Why a connection works or not: hop by hop, and the rule that decided.
     Explain(explain::Args),
+    /// Random packets and state through several engines; any difference is written out as a scenario.
+    Fuzz(fuzz::Args),
     /// Writes a completion script for a shell.
     #[command(hide = true)]
     Completions {
@@ -134,6 +138,15 @@ impl From<ClusterError> for Failure {
     }
 }
 
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Cluster(error) => error.into(),
+            AskError::Run(error) => error.into(),
+        }
+    }
+}
+
 impl From<simulator_vm::RunError> for Failure {
     fn from(error: simulator_vm::RunError) -> Self {
         Self::Broken(format!("a program failed: {error}"))
@@ -146,6 +159,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Matrix(args) => matrix::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "weir-sim", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

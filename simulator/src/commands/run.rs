@@ -120,7 +120,7 @@ fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
         let found = manifest_files(path, &["yaml", "yml", "toml"]).map_err(wrong)?;
         if path.is_dir() {
             let before = files.len();
-            files.extend(found.into_iter().filter(|file| is_packet(file) || is_scenario(file)));
+            files.extend(found.into_iter().filter(|file| is_scenario(file)));
             if files.len() == before {
                 return Err(Failure::Input(format!("{}: no scenario in this folder", path.display())));
             }
@@ -131,9 +131,11 @@ fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     Ok(files)
 }
 
-/// Whether a file has a document that says it is a scenario; other YAML beside scenarios is what they name.
+/// Whether a file of a folder is a scenario: packet scenarios have steps, cluster scenarios say so. Other files beside
+/// them are what they name.
 fn is_scenario(path: &Path) -> bool {
-    std::fs::read_to_string(path).is_ok_and(|text| text.lines().any(|line| line.trim_end() == "kind: Scenario"))
+    let mark = if is_packet(path) { "[[step]]" } else { "kind: Scenario" };
+    std::fs::read_to_string(path).is_ok_and(|text| text.lines().any(|line| line.trim_end() == mark))
 }
 
 fn progress(files: usize) -> ProgressBar {
