@@ -1,9 +1,10 @@
 //! Runs a scenario on engines, and compares each with the expectation and all with each other.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use datapath_abi::{Config, Direction, DropReason, Event, MapId, metrics, metrics_index};
-use datapath_maps::{Entry, MapKind, MapSpec, UpdateMode};
+use datapath_maps::{MapKind, MapSpec, UpdateMode};
 use simulator_vm::{Engine, Env, Redirect, Run, Skb, action};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -38,16 +39,13 @@ impl EngineSet {
     /// # Errors
     /// As [`engines::open`].
     pub fn engine(&mut self, kind: Kind, settings: &Config) -> Result<&mut dyn Engine, OpenError> {
-        let key = (kind, settings.as_bytes().to_vec());
-        if !self.open.contains_key(&key) {
-            let engine = engines::open(kind, settings, Limits::SMALL)?;
-            self.open.insert(key.clone(), engine);
-        } else if let Some(engine) = self.open.get_mut(&key) {
-            engines::reset(kind, engine.as_mut())?;
-        }
-        match self.open.get_mut(&key) {
-            Some(engine) => Ok(engine.as_mut()),
-            None => Err(OpenError::NoProgram { engine: kind, program: "any" }),
+        match self.open.entry((kind, settings.as_bytes().to_vec())) {
+            Entry::Occupied(open) => {
+                let engine = open.into_mut();
+                engines::reset(kind, engine.as_mut())?;
+                Ok(engine.as_mut())
+            }
+            Entry::Vacant(free) => Ok(free.insert(engines::open(kind, settings, Limits::SMALL)?).as_mut()),
         }
     }
 }
@@ -82,7 +80,7 @@ pub(crate) fn tables(engine: &dyn Engine) -> Tables {
 
 /// Sums over all CPUs of the counters that are not zero.
 pub(crate) fn counters(engine: &dyn Engine) -> Counters {
-    let sum = |(key, value): Entry| {
+    let sum = |(key, value): datapath_maps::Entry| {
         let index = key.first_chunk().map(|key| u32::from_ne_bytes(*key))?;
         let number = |bytes: &[u8]| bytes.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
         let totals = value
