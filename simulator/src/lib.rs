@@ -4,6 +4,6 @@
 pub mod cluster;
 pub mod commands;
 pub mod engines;
+pub mod fuzz;
 pub mod packet;
 pub mod scenario;
-pub mod fuzz;

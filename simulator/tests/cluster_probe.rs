@@ -49,6 +49,7 @@ fn without_policies_everybody_reaches_everybody_in_both_families() {
     use simulator::cluster::Family;
     for engine in [EngineKind::Checked, EngineKind::Rbpf] {
         let mut cluster = cluster(PODS, engine);
+        let mut hooks = std::collections::BTreeSet::new();
         for family in [Family::Ipv4, Family::Ipv6] {
             for from in all_parties() {
                 for to in all_parties() {
@@ -58,10 +59,12 @@ fn without_policies_everybody_reaches_everybody_in_both_families() {
                         let outcome = cluster.probe(&probe).unwrap();
                         let trail = cluster.take_trail();
                         assert_eq!(outcome, Outcome::Allowed, "{from} > {to} {protocol} {family:?}: {trail:#?}");
+                        hooks.extend(trail.iter().filter_map(|hop| hop.hook));
                     }
                 }
             }
         }
+        assert!(hooks.iter().eq(datapath_abi::Hook::ALL), "every hook took part: {hooks:?}");
     }
 }
 

@@ -3,9 +3,9 @@
 //!
 //! What is modelled of the network, and nothing else:
 //! - each pod's veth pair, each node's underlay device `eth0`, tunnel device (VXLAN in metadata mode) and host device;
-//! - each node's stack: own addresses are answered by a process; a pod of the node is reached over its veth, pods of other
-//!   nodes over the host device (`routingMode: tunnel`) or the underlay (`native`), everything else over the underlay;
-//!   forwarding takes a hop off; neighbours are always known;
+//! - each node's stack: own addresses are answered by a process; pods are reached over the host device (with
+//!   `routingMode: native` only the node's own, others over the underlay), everything else over the underlay; forwarding
+//!   takes a hop off; neighbours are always known;
 //! - outside, a router that knows every node's addresses and pods, and hosts that answer from every other address.
 //!
 //! Invariant: no clock, no random source and no order but the seed's and the input's: two runs give the same bytes.

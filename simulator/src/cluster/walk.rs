@@ -318,21 +318,15 @@ impl Cluster {
             }
             return Err(End::Host(node));
         }
-        let (eth0, gateway) = (place.eth0, place.gateway);
+        let eth0 = place.eth0;
         if !own && frame::forward(&mut self.skb.data).is_none() {
             return lost(Some(node), Lost::HopLimit);
         }
         let verdict = if own { "sent" } else { "forwarded" };
         match self.owner(destination) {
             Some(Owner::Pod(index)) => {
-                let Some(nic) = self.nics.get(index) else { return lost(Some(node), Lost::NoRoute) };
-                if nic.node == node {
-                    let ifindex = nic.ifindex;
-                    frame::set_macs(&mut self.skb.data, nic.mac, gateway);
-                    self.note(Some(node), "stack", verdict);
-                    return Ok(At::VethOut { node, ifindex });
-                }
-                if self.options.tunnel {
+                let here = self.nics.get(index).is_some_and(|nic| nic.node == node);
+                if here || self.options.tunnel {
                     frame::set_macs(&mut self.skb.data, HOST_DEVICE[1], HOST_DEVICE[0]);
                     self.note(Some(node), "stack", verdict);
                     return Ok(At::HostOut(node));

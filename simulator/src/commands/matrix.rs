@@ -15,7 +15,13 @@ use super::{Failure, files, parse_port};
 use crate::cluster::matrix::{Answer, Cell, Matrix, Question, declared_ports, of};
 use crate::cluster::{EngineKind, Family, Options, Party, Protocol};
 
+/// What `--help` says at its end.
+const NOTES: &str = "Workloads become pods NAME-0, NAME-1, ...; without Node objects there are two nodes; missing \
+addresses are filled in. `world` is one host outside: 203.0.113.7, over IPv6 2001:db8::7. Allowed means that the request \
+arrived and that the answer came back.";
+
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = NOTES)]
 pub struct Args {
     /// Kubernetes manifests: files, folders, or `-` for standard input.
     #[arg(required = true)]

@@ -1,4 +1,13 @@
 //! Cluster scenarios: YAML with Kubernetes objects and steps, read strictly and run on the simulated cluster.
+//!
+//! A file has one document of `kind: Scenario`; every other document in it is an object of the cluster, as are those of
+//! the files and folders in `manifests`. `apply` and `delete` take lists of files, folders and objects; an object to be
+//! deleted needs no more than apiVersion, kind and metadata. `config` knows `routingMode` (tunnel, native),
+//! `tunnelProtocol` (vxlan), `ipv4` and `ipv6` (families that are filled in where the input has no addresses).
+//!
+//! A probe by name is over IPv4 where both ends have it, else over IPv6; `family: IPv6` asks for the other. An address
+//! decides by itself. `world` is one host outside. `expect` is allow, deny, or `{drop: REASON, at: WHERE}`, where WHERE
+//! is ingress, egress, or the name of a hook, and may be left out.
 
 mod read;
 mod run;
