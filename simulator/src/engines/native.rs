@@ -15,7 +15,7 @@ use super::ticks;
 /// Bytes of an Ethernet header: the shortest frame.
 const SHORTEST: usize = 14;
 /// As the object's engines: the longest frame.
-const LONGEST: usize = 65_535;
+const LONGEST: usize = 65_536 + 256;
 
 /// See the module.
 #[derive(Debug)]
