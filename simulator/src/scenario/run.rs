@@ -130,32 +130,55 @@ pub(crate) fn verdict(run: &Run, skb: &Skb, settings: &Config, reason: Option<Dr
     }
 }
 
-fn observe(step: &Step, env: &Env, settings: &Config, engine: &mut dyn Engine) -> Observed {
-    let tables_before = tables(engine);
-    let counters_before = counters(engine);
+/// What the maps hold as far as is known: reading them all once a step is enough, and costs most of the time on the
+/// kernel's.
+struct Known {
+    tables: Tables,
+    counters: Counters,
+}
+
+impl Known {
+    fn read(engine: &dyn Engine) -> Self {
+        Self { tables: tables(engine), counters: counters(engine) }
+    }
+
+    /// What user space has done before a step.
+    fn apply(&mut self, step: &Step) {
+        for (map, key) in &step.deletes {
+            if let Some(entries) = self.tables.get_mut(map) {
+                entries.remove(key);
+            }
+        }
+        for write in &step.writes {
+            self.tables.entry(write.map).or_default().insert(write.key.clone(), write.value.clone());
+        }
+    }
+}
+
+fn observe(step: &Step, env: &Env, settings: &Config, engine: &mut dyn Engine, known: &mut Known) -> Observed {
     let mut skb = step.skb.clone();
     let run = engine.run_named(step.hook.name(), &mut skb, env);
     let events: Vec<Event> = engine.events().iter().filter_map(|record| Event::read_from_bytes(record).ok()).collect();
-    let mut counted = counters(engine);
-    for (index, (packets, bytes)) in &counters_before {
+    let old = std::mem::replace(known, Known::read(engine));
+    let mut counted = known.counters.clone();
+    for (index, (packets, bytes)) in &old.counters {
         if let Some(now) = counted.get_mut(index) {
             *now = (now.0.saturating_sub(*packets), now.1.saturating_sub(*bytes));
         }
     }
     counted.retain(|_, value| *value != (0, 0));
     let mut changes = BTreeMap::new();
-    let tables_after = tables(engine);
-    for (map, entries) in &tables_after {
-        let old = tables_before.get(map);
+    for (map, entries) in &known.tables {
+        let before = old.tables.get(map);
         for (key, value) in entries {
-            if old.and_then(|old| old.get(key)) != Some(value) {
+            if before.and_then(|before| before.get(key)) != Some(value) {
                 changes.insert((*map, key.clone()), Some(value.clone()));
             }
         }
     }
-    for (map, entries) in &tables_before {
+    for (map, entries) in &old.tables {
         for key in entries.keys() {
-            if !tables_after.get(map).is_some_and(|now| now.contains_key(key)) {
+            if !known.tables.get(map).is_some_and(|now| now.contains_key(key)) {
                 changes.insert((*map, key.clone()), None);
             }
         }
@@ -180,12 +203,14 @@ type Course = Vec<Option<Observed>>;
 
 fn course(scenario: &Scenario, kind: Kind, engine: &mut dyn Engine) -> Result<Course, String> {
     prepare(scenario, engine)?;
+    let mut known = Known::read(engine);
     let mut now_ns = scenario.now_ns;
     let mut out = Vec::new();
     let mut lost = false;
     for step in &scenario.steps {
         now_ns = now_ns.saturating_add(step.advance_ns);
         let env = before(step, now_ns, &scenario.config, engine)?;
+        known.apply(step);
         // A frame that the kernel refuses changes no flow: later steps still are comparable. A fault it cannot have
         // does.
         let short = kind == Kind::Kernel && step.skb.data.len() < engines::shortest(&step.skb.data);
@@ -193,7 +218,7 @@ fn course(scenario: &Scenario, kind: Kind, engine: &mut dyn Engine) -> Result<Co
         if short || lost {
             out.push(None);
         } else {
-            out.push(Some(observe(step, &env, &scenario.config, engine)));
+            out.push(Some(observe(step, &env, &scenario.config, engine, &mut known)));
         }
     }
     Ok(out)
