@@ -79,11 +79,12 @@ impl<F: Family> Flow<F> {
         Self { key, source_is_lo }
     }
 
-    /// The flow that an ICMP error quotes, seen in the direction of the error; `None` if too little is quoted.
+    /// The flow that an ICMP error quotes, seen in the direction of the error; `None` if too little is quoted, or if the
+    /// error does not go to who sent what it quotes, or (`from_pod`: pods are no routers) comes from neither end.
     #[inline(always)]
-    pub fn quoted<P: Packet>(packet: &mut P, parsed: &Parsed) -> Option<Self> {
+    pub fn quoted<P: Packet>(packet: &mut P, parsed: &Parsed, error: &Tuple<F>, from_pod: bool) -> Option<Self> {
         let mut key = F::CtKey::default();
-        let source_is_lo = parse::quoted::<F, P>(packet, parsed, &mut key)?;
+        let source_is_lo = parse::quoted::<F, P>(packet, parsed, error, from_pod, &mut key)?;
         Some(Self { key, source_is_lo })
     }
 }

@@ -58,7 +58,15 @@ pub trait Family: Copy + core::fmt::Debug + Default + PartialEq {
     ) -> Result<Parsed, DropReason>;
     /// Writes the key of the flow of the datagram at `offset`, which an ICMP error quotes, seen in the direction of the
     /// error; `None` if too little is quoted.
-    fn quoted_key<P: Packet>(packet: &P, offset: usize, key: &mut Self::CtKey) -> Option<bool>;
+    /// `None` as well unless the quoted packet came from `error`'s destination and, if the error comes from a pod, went
+    /// to that pod.
+    fn quoted_key<P: Packet>(
+        packet: &P,
+        offset: usize,
+        error: &Tuple<Self>,
+        from_pod: bool,
+        key: &mut Self::CtKey,
+    ) -> Option<bool>;
     /// Takes one hop off.
     fn decrement_hops<P: Packet>(packet: &mut P) -> Result<(), DropReason>;
 }
@@ -127,8 +135,14 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn quoted_key<P: Packet>(packet: &P, offset: usize, key: &mut CtKey4) -> Option<bool> {
-        parse::quoted4(packet, offset, key)
+    fn quoted_key<P: Packet>(
+        packet: &P,
+        offset: usize,
+        error: &Tuple<Self>,
+        from_pod: bool,
+        key: &mut CtKey4,
+    ) -> Option<bool> {
+        parse::quoted4(packet, offset, error, from_pod, key)
     }
 
     #[inline(always)]
@@ -193,8 +207,14 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn quoted_key<P: Packet>(packet: &P, offset: usize, key: &mut CtKey6) -> Option<bool> {
-        parse::quoted6(packet, offset, key)
+    fn quoted_key<P: Packet>(
+        packet: &P,
+        offset: usize,
+        error: &Tuple<Self>,
+        from_pod: bool,
+        key: &mut CtKey6,
+    ) -> Option<bool> {
+        parse::quoted6(packet, offset, error, from_pod, key)
     }
 
     #[inline(always)]

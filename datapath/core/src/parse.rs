@@ -304,14 +304,26 @@ fn is_error<F: Family>(kind: u8) -> bool {
 
 /// Key of the flow that an ICMP error quotes, seen in the direction of the error.
 #[inline(always)]
-pub(crate) fn quoted<F: Family, P: Packet>(packet: &mut P, parsed: &Parsed, key: &mut F::CtKey) -> Option<bool> {
+pub(crate) fn quoted<F: Family, P: Packet>(
+    packet: &mut P,
+    parsed: &Parsed,
+    error: &Tuple<F>,
+    from_pod: bool,
+    key: &mut F::CtKey,
+) -> Option<bool> {
     let offset = parsed.l4 + icmp::LEN;
     packet.pull(length(offset) + QUOTED);
-    F::quoted_key(packet, offset, key)
+    F::quoted_key(packet, offset, error, from_pod, key)
 }
 
 #[inline(always)]
-pub(crate) fn quoted4<P: Packet>(packet: &P, offset: usize, key: &mut CtKey4) -> Option<bool> {
+pub(crate) fn quoted4<P: Packet>(
+    packet: &P,
+    offset: usize,
+    error: &Tuple<V4>,
+    from_pod: bool,
+    key: &mut CtKey4,
+) -> Option<bool> {
     let header: Ipv4 = packet.load(offset)?;
     let header_len = usize::from(header.version_ihl & 0xf) * 4;
     if header.version_ihl >> 4 != 4 || header_len < ipv4::LEN || header.fragment.get() & ipv4::OFFSET_MASK != 0 {
@@ -319,11 +331,21 @@ pub(crate) fn quoted4<P: Packet>(packet: &P, offset: usize, key: &mut CtKey4) ->
     }
     let (sport, dport) = quoted_ports::<V4, P>(packet, header.protocol, offset + header_len)?;
     let (source, destination) = (&header.destination, &header.source);
+    // A quote is easily made up: the error must go to who sent the quoted packet (as in Linux, nf_conntrack_inet_error).
+    if destination.word() != error.destination.word() || (from_pod && source.word() != error.source.word()) {
+        return None;
+    }
     Some(V4::ct_key(key, &Ends { source, destination, sport: dport, dport: sport, protocol: header.protocol }))
 }
 
 #[inline(always)]
-pub(crate) fn quoted6<P: Packet>(packet: &P, offset: usize, key: &mut CtKey6) -> Option<bool> {
+pub(crate) fn quoted6<P: Packet>(
+    packet: &P,
+    offset: usize,
+    error: &Tuple<V6>,
+    from_pod: bool,
+    key: &mut CtKey6,
+) -> Option<bool> {
     let header: Ipv6Start = packet.load(offset)?;
     if header.version_class_flow[0] >> 4 != 6 {
         return None;
@@ -332,7 +354,17 @@ pub(crate) fn quoted6<P: Packet>(packet: &P, offset: usize, key: &mut CtKey6) ->
     let (sport, dport) = quoted_ports::<V6, P>(packet, protocol, offset + ipv6::LEN)?;
     let source: &Addr6 = &packet.load(offset + ipv6::DESTINATION)?;
     let destination: &Addr6 = &packet.load(offset + ipv6::SOURCE)?;
+    if !same(destination, &error.destination) || (from_pod && !same(source, &error.source)) {
+        return None;
+    }
     Some(V6::ct_key(key, &Ends { source, destination, sport: dport, dport: sport, protocol }))
+}
+
+/// Word by word: a comparison of whole arrays would become a call.
+#[inline(always)]
+fn same(a: &Addr6, b: &Addr6) -> bool {
+    let (a, b) = (a.words(), b.words());
+    a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3]
 }
 
 #[inline(always)]

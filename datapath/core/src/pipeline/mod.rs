@@ -120,7 +120,7 @@ fn police_single<F: Family, P: Packet, T: Tables<F>>(
     destination: &Side,
 ) -> Result<bool, DropReason> {
     if parsed.class == Class::Error
-        && let Some(flow) = Flow::quoted(packet, parsed)
+        && let Some(flow) = Flow::quoted(packet, parsed, &facts.tuple, source.endpoint != 0)
         && conntrack::related(tables, &flow, source, destination)
     {
         facts.state = FlowState::Related;
