@@ -117,6 +117,11 @@ impl World {
         Ok(&self.nodes.get(name).with_context(|| format!("no node {name}"))?.place)
     }
 
+    /// Every node and pod.
+    pub fn places(&self) -> impl Iterator<Item = &Place> {
+        self.nodes.values().map(|node| &node.place).chain(self.pods.values())
+    }
+
     /// Packets counted at a node under a reason, all CPUs together. 0: forwarded.
     ///
     /// # Errors

@@ -3,7 +3,6 @@
 
 use datapath_kernel::skip_line;
 use netns_lab::labs;
-use netns_lab::report::Report;
 
 fn run(name: &str) {
     if let Some(line) = skip_line() {
@@ -11,10 +10,8 @@ fn run(name: &str) {
         return;
     }
     let lab = labs::ALL.iter().find(|lab| lab.name == name).expect("the lab");
-    let mut report = Report::default();
-    let ended = (lab.run)(&mut report);
+    let report = lab.run();
     print!("{}", report.text());
-    ended.expect("the lab runs to its end");
     let (passed, failed) = report.counts();
     assert!(failed == 0 && passed > 0, "{failed} checks failed");
 }

@@ -10,7 +10,7 @@ use crate::probe::{PATIENCE, SILENCE, connect, datagram, eventually, shout};
 use crate::report::Report;
 use crate::world::World;
 
-const CLUSTER: &str = r#"
+pub const CLUSTER: &str = r#"
 apiVersion: v1
 kind: Node
 metadata: {name: left}
@@ -33,7 +33,7 @@ metadata: {name: stranger, labels: {app: stranger}}
 spec: {nodeName: left, containers: [{name: c}]}
 "#;
 
-const FRIENDS_ONLY: &str = r#"
+pub const FRIENDS_ONLY: &str = r#"
 ---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -55,8 +55,7 @@ const SERVER: &str = "default/server";
 const FRIEND: &str = "default/friend";
 const STRANGER: &str = "default/stranger";
 
-pub fn run(report: &mut Report) -> Result<()> {
-    let mut world = World::new(&[CLUSTER, FRIENDS_ONLY].concat())?;
+pub fn look(world: &mut World, report: &mut Report) -> Result<()> {
     for (family, ipv6) in [("IPv4", false), ("IPv6", true)] {
         let address = world.address(SERVER, ipv6, 8080)?;
         let (server, friend) = (world.pod(SERVER)?, world.pod(FRIEND)?);
@@ -79,10 +78,10 @@ pub fn run(report: &mut Report) -> Result<()> {
         report.equal(format!("{family}: nothing was dropped so far"), &world.drops("left")?, &Vec::new());
 
         let dropped = |world: &World| world.counted("left", Direction::Ingress, DropReason::PolicyNoMatch as u8);
-        let before = dropped(&world)?;
+        let before = dropped(world)?;
         let silent = connect(world.pod(STRANGER)?, world.pod(SERVER)?, address, SILENCE)?.is_none();
         report.equal(format!("{family}: a stranger's connection is met by silence"), &silent, &true);
-        report.equal(format!("{family}: counted as PolicyNoMatch"), &(dropped(&world)? > before), &true);
+        report.equal(format!("{family}: counted as PolicyNoMatch"), &(dropped(world)? > before), &true);
         let drops = world.drops("left")?;
         let reason = !drops.is_empty() && drops.iter().all(|drop| *drop == DropReason::PolicyNoMatch);
         report.check(format!("{family}: told by events"), (!reason).then(|| format!("{drops:?}")));
@@ -91,8 +90,8 @@ pub fn run(report: &mut Report) -> Result<()> {
         let reached = connect(node, world.pod(SERVER)?, address, PATIENCE)?.is_some();
         report.equal(format!("{family}: the pod's own node reaches it"), &reached, &true);
     }
-    policy_changes(&mut world, report)?;
-    forged_source(&mut world, report)
+    policy_changes(world, report)?;
+    forged_source(world, report)
 }
 
 /// A flow that was allowed is asked again when the policy changes, and a change back lets it go on.

@@ -8,7 +8,7 @@ use crate::probe::{PATIENCE, SILENCE, connect, datagram};
 use crate::report::Report;
 use crate::world::World;
 
-const CLUSTER: &str = r#"
+pub const CLUSTER: &str = r#"
 apiVersion: v1
 kind: Node
 metadata: {name: left}
@@ -48,8 +48,7 @@ const SERVER: &str = "default/server";
 const FRIEND: &str = "default/friend";
 const STRANGER: &str = "default/stranger";
 
-pub fn run(report: &mut Report) -> Result<()> {
-    let mut world = World::new(CLUSTER)?;
+pub fn look(world: &mut World, report: &mut Report) -> Result<()> {
     for (family, ipv6) in [("IPv4", false), ("IPv6", true)] {
         let address = world.address(SERVER, ipv6, 8080)?;
         let (server, friend) = (world.pod(SERVER)?, world.pod(FRIEND)?);
