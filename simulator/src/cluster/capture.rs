@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 pub struct Captures {
     folder: PathBuf,
     links: BTreeMap<String, BufWriter<File>>,
+    /// The first thing that went wrong; nothing is written after it.
+    error: Option<io::Error>,
 }
 
 impl Captures {
@@ -20,14 +22,17 @@ impl Captures {
     /// When it cannot be made.
     pub fn new(folder: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(folder)?;
-        Ok(Self { folder: folder.to_owned(), links: BTreeMap::new() })
+        Ok(Self { folder: folder.to_owned(), links: BTreeMap::new(), error: None })
     }
 
-    /// Adds a frame that crossed a link.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn frame(&mut self, link: &str, now_ns: u64, frame: &[u8]) -> io::Result<()> {
+    /// Adds a frame that crossed a link. What goes wrong is told by [`Self::finish`].
+    pub fn frame(&mut self, link: &str, now_ns: u64, frame: &[u8]) {
+        if self.error.is_none() {
+            self.error = self.write(link, now_ns, frame).err();
+        }
+    }
+
+    fn write(&mut self, link: &str, now_ns: u64, frame: &[u8]) -> io::Result<()> {
         if !self.links.contains_key(link) {
             let name = link.replace(['/', '\\', ':'], "_");
             let mut file = BufWriter::new(File::create(self.folder.join(format!("{name}.pcapng")))?);
@@ -43,8 +48,11 @@ impl Captures {
     /// Ends all files.
     ///
     /// # Errors
-    /// When the last bytes cannot be written.
+    /// The first thing that went wrong since the start.
     pub fn finish(self) -> io::Result<()> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
         self.links.into_values().try_for_each(|mut file| file.flush())
     }
 }

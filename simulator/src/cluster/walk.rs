@@ -289,8 +289,7 @@ impl Cluster {
             frame::set_macs(&mut self.skb.data, next, ROUTER);
         }
         if let Some(captures) = &mut self.captures {
-            // A capture that cannot be written any more is noticed when it is finished.
-            let _ = captures.frame("underlay", self.now_ns, &self.skb.data);
+            captures.frame("underlay", self.now_ns, &self.skb.data);
         }
         self.now_ns += WIRE_NS;
         match to {
@@ -384,8 +383,7 @@ impl Cluster {
         let Some(nic) = self.veth(node, ifindex).and_then(|nic| self.nics.get(nic)) else { return };
         let name = nic.name.to_string();
         if let Some(captures) = &mut self.captures {
-            // As above.
-            let _ = captures.frame(&name, self.now_ns, &self.skb.data);
+            captures.frame(&name, self.now_ns, &self.skb.data);
         }
     }
 

@@ -16,8 +16,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use datapath_abi::Config;
 
 use crate::cluster::matrix::AskError;
-use crate::cluster::{ClusterError, EngineKind, Protocol};
-use crate::engines::{self, Kind, Limits};
+use crate::cluster::{ClusterError, EngineError, EngineKind, Protocol};
+use crate::engines::{self, Kind, Limits, OpenError};
 
 /// weir's network in one process: many nodes, the bytecode of production, no root.
 #[derive(Debug, Parser)]
@@ -133,6 +133,7 @@ impl From<ClusterError> for Failure {
             | ClusterError::Capture(_)
             | ClusterError::Desired(_)
             | ClusterError::Reconcile { .. } => Self::Input(error.to_string()),
+            ClusterError::Engine(EngineError::Open(OpenError::Privilege { .. })) => Self::Input(error.to_string()),
             ClusterError::Engine(_) => Self::Broken(error.to_string()),
         }
     }
