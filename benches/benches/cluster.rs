@@ -51,7 +51,8 @@ fn probes(criterion: &mut Criterion) {
         let mut cluster = cluster(4, engine);
         // p1 and p0 are on different nodes, and the policy lets p1 in.
         let party = |name: &str| name.parse::<Party>().expect("is a party");
-        let probe = cluster.probe_between(&party("n0/p1"), &party("n0/p0"), Protocol::Tcp(80), None).expect("both exist");
+        let probe =
+            cluster.probe_between(&party("n0/p1"), &party("n0/p0"), Protocol::Tcp(80), None).expect("both exist");
         assert!(cluster.probe(&probe).expect("runs").allowed());
         group.bench_function(engine.name(), |bencher| bencher.iter(|| cluster.probe(&probe).expect("runs")));
     }

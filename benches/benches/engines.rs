@@ -15,7 +15,9 @@ fn one_hook(criterion: &mut Criterion) {
             let mut engine = engines::open(*kind, &settings, Limits::SMALL).expect("the engine opens");
             paths::fill(engine.maps_mut(), 0).expect("the maps take the state");
             for segment in [Segment::Syn, Segment::Ack] {
-                engine.run_named(path.program, &mut Skb::new(path.frame(0, segment), path.ifindex), &env).expect("runs");
+                engine
+                    .run_named(path.program, &mut Skb::new(path.frame(0, segment), path.ifindex), &env)
+                    .expect("runs");
             }
             engine.events();
             let program = engine.program(path.program).expect("the object has the program");

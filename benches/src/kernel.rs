@@ -74,7 +74,8 @@ pub fn measure(path: &Path, load: &Load) -> Result<Cost> {
     calls.set(STUB.as_bytes(), &empty.as_fd().as_raw_fd().to_ne_bytes(), UpdateMode::Any)?;
     let fd = calls.as_fd().as_raw_fd();
 
-    let mut context = SkbContext { ifindex: if path.program == "from_netdev" { 1 } else { path.ifindex }, ..SkbContext::default() };
+    let mut context =
+        SkbContext { ifindex: if path.program == "from_netdev" { 1 } else { path.ifindex }, ..SkbContext::default() };
     let entry = object.program(path.program)?;
     for flow in 0..load.flows {
         for segment in [Segment::Syn, Segment::Ack] {
@@ -133,7 +134,11 @@ fn wrapper(frame: &[u8], calls: i32, slot: u32, flows: u16, ipv6: bool) -> Vec<I
             Insn::alu(0x07, 3, 1),
             Insn::store(Size::Word, 6, 48, 3),
             Insn::alu(0x57, 3, i32::from(flows) - 1),
-            Insn::alu(0x07, 3, i32::from(u16::from_be_bytes([frame[if ipv6 { 54 } else { 34 }], frame[if ipv6 { 55 } else { 35 }]]))),
+            Insn::alu(
+                0x07,
+                3,
+                i32::from(u16::from_be_bytes([frame[if ipv6 { 54 } else { 34 }], frame[if ipv6 { 55 } else { 35 }]])),
+            ),
             Insn::alu(0xdc, 3, 16), // to big endian
             Insn::store(Size::Half, 7, if ipv6 { 54 } else { 34 }, 3),
         ]);

@@ -48,14 +48,23 @@ fn main() -> Result<()> {
 }
 
 fn kernel_table(filter: &str) -> Result<()> {
-    println!("{:<16} {:>7} {:>9} {:>6} {:>8} {:>10} {:>8}", "path", "flows", "policies", "floor", "net min", "net median", "multiple");
+    println!(
+        "{:<16} {:>7} {:>9} {:>6} {:>8} {:>10} {:>8}",
+        "path", "flows", "policies", "floor", "net min", "net median", "multiple"
+    );
     let loads = [(1, 0), (1, 1000), (8192, 0), (32_768, 0)];
     for path in paths::PATHS.iter().filter(|path| path.name.contains(filter)) {
         for (flows, more_policy) in loads {
             let cost = kernel::measure(path, &Load { flows, more_policy })?;
             println!(
                 "{:<16} {:>7} {:>9} {:>6} {:>8} {:>10} {:>7.1}x",
-                path.name, flows, more_policy, cost.floor, cost.net, cost.net_median, cost.multiple()
+                path.name,
+                flows,
+                more_policy,
+                cost.floor,
+                cost.net,
+                cost.net_median,
+                cost.multiple()
             );
         }
     }
@@ -70,7 +79,14 @@ fn verifier() -> Result<()> {
     println!("{:<16} {:>8} {:>10} {:>7}  stack", "program", "insns", "processed", "states");
     for program in object.programs() {
         let stats = program.stats();
-        println!("{:<16} {:>8} {:>10} {:>7}  {:?}", program.name(), stats.instructions, stats.processed, stats.total_states, stats.stack_depth);
+        println!(
+            "{:<16} {:>8} {:>10} {:>7}  {:?}",
+            program.name(),
+            stats.instructions,
+            stats.processed,
+            stats.total_states,
+            stats.stack_depth
+        );
     }
     Ok(())
 }
