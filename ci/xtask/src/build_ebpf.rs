@@ -73,13 +73,14 @@ fn compile(root: &Path) -> Result<Vec<u8>> {
     ensure!(status.success(), "the eBPF build failed (is everything of ci/install.sh installed?)");
     let linked = target_dir.join(TARGET).join("release/weir");
     let stripped = target_dir.join("weir.o");
-    let objcopy = objcopy()?;
-    let status = Command::new(&objcopy)
-        .args(["--strip-debug", "--remove-section=.debug_*"])
-        .arg(&linked)
-        .arg(&stripped)
-        .status()
-        .with_context(|| format!("starting {objcopy}"))?;
+    let objcopy = tool("objcopy")?;
+    let names = output(Command::new(tool("nm")?).args(["--format=just-symbols"]).arg(&linked))?;
+    let mut command = Command::new(&objcopy);
+    command.args(["--strip-debug", "--remove-section=.debug_*"]);
+    for name in names.lines().filter(|name| name.starts_with("_R")) {
+        command.arg(format!("--redefine-sym={name}={}", without_hashes(name)));
+    }
+    let status = command.arg(&linked).arg(&stripped).status().with_context(|| format!("starting {objcopy}"))?;
     ensure!(status.success(), "{objcopy} failed");
     fs::read(&stripped).with_context(|| format!("reading {}", stripped.display()))
 }
@@ -95,17 +96,50 @@ fn registry(cargo_home: &str) -> Result<String> {
     names.into_iter().next().with_context(|| format!("{} is empty", sources.display()))
 }
 
-fn objcopy() -> Result<String> {
-    for name in ["llvm-objcopy-22", "/usr/lib/llvm-22/bin/llvm-objcopy", "llvm-objcopy"] {
-        if Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success()) {
-            return Ok(name.to_owned());
+/// A mangled name without the hashes of crates (`Cs…_` before a crate's name), which depend on the folder they were
+/// compiled in. The functions are local: nobody looks their names up.
+fn without_hashes(name: &str) -> String {
+    let mut clean = String::new();
+    let mut rest = name;
+    while let Some((before, after)) = rest.split_once("Cs") {
+        clean.push_str(before);
+        clean.push('C');
+        rest = match after.split_once('_') {
+            Some((hash, rest)) if hash.bytes().all(|byte| byte.is_ascii_alphanumeric()) => rest,
+            Some(_) | None => {
+                clean.push('s');
+                after
+            }
+        };
+    }
+    clean + rest
+}
+
+/// One of LLVM's tools.
+fn tool(tool: &str) -> Result<String> {
+    for name in [format!("llvm-{tool}-22"), format!("/usr/lib/llvm-22/bin/llvm-{tool}"), format!("llvm-{tool}")] {
+        if Command::new(&name).arg("--version").output().is_ok_and(|output| output.status.success()) {
+            return Ok(name);
         }
     }
-    bail!("llvm-objcopy of LLVM 22 is missing: apt-get install llvm-22")
+    bail!("llvm-{tool} of LLVM 22 is missing: apt-get install llvm-22")
 }
 
 fn output(command: &mut Command) -> Result<String> {
     let output = command.output().context("starting rustc")?;
     ensure!(output.status.success(), "{command:?} failed");
     String::from_utf8(output.stdout).context("output of rustc")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_hashes;
+
+    #[test]
+    fn names_do_not_tell_where_they_were_compiled() {
+        let name = "_RINvNtCsfDMKga9PfFG_4weir6tables11write_eventNtNtCs18bjL6eaibv_13datapath_core6family2V4EB4_";
+        let clean = "_RINvNtC4weir6tables11write_eventNtNtC13datapath_core6family2V4EB4_";
+        assert_eq!(without_hashes(name), clean);
+        assert_eq!(without_hashes("from_container"), "from_container");
+    }
 }
