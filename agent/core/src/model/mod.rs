@@ -163,6 +163,29 @@ impl Model {
         Ok(())
     }
 
+    /// As [`Self::from_objects`], where an earlier run has filled in nodes and addresses of pods: they keep them.
+    ///
+    /// # Errors
+    /// Everything that does not fit together.
+    pub fn restored(
+        objects: Vec<Object>,
+        settings: Settings,
+        kept: impl IntoIterator<Item = (Name, String, Vec<IpAddr>)>,
+    ) -> Result<Self, InputErrors> {
+        let kept = kept.into_iter().map(|(name, node, addresses)| (name, resolve::Placement::new(node, addresses)));
+        Self::build(settings, objects, kept.collect())
+    }
+
+    /// Makes these the objects, in place of all that are there. Pods that stay keep the node and addresses they were
+    /// given.
+    ///
+    /// # Errors
+    /// Everything that does not fit together; then nothing has changed.
+    pub fn replace(&mut self, objects: Vec<Object>) -> Result<(), InputErrors> {
+        *self = Self::build(self.settings, objects, self.placements.clone())?;
+        Ok(())
+    }
+
     /// Removes objects by kind, namespace and name, and, as the cluster does, what is in a namespace that goes and what
     /// was made by an object that goes. Returns how many objects went.
     ///

@@ -20,6 +20,12 @@ pub(super) struct Placement {
     addresses: Vec<IpAddr>,
 }
 
+impl Placement {
+    pub(super) fn new(node: String, addresses: Vec<IpAddr>) -> Self {
+        Self { node, addresses }
+    }
+}
+
 /// The complete cluster.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Resolved {

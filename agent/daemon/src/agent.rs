@@ -1,0 +1,495 @@
+//! The agent of one node: files → model → maps, level-triggered. What is missing is made, what is there is left alone, so
+//! that every start heals what the last one left, wherever it was killed.
+//!
+//! Order: identities and endpoints are on disk before they are in maps; programs are on a device before it is up; an
+//! endpoint's entries leave the maps before its device goes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Instant;
+
+use agent_api::Pass;
+use agent_core::model::{Name, Node, Object, read_objects};
+use agent_core::{Compiled, IdentityAllocator, Limits, LocalEndpoint, Model, Prefix, reconcile};
+use datapath_abi::{Addr4, Addr6, Be16, Config, CtEntry, Hook, Mac, MapId, config};
+use datapath_kernel::{Jiffies, RingReader};
+use zerocopy::FromBytes as _;
+
+use crate::Failure;
+use crate::datapath::{Datapath, Folder};
+use crate::net::{self, Net};
+use crate::settings::Settings;
+use crate::source::{Directory, Files};
+use crate::state::{Placement, Saved, StateFile};
+use crate::sysctl;
+
+/// Ethernet address of the node's side of every veth.
+pub const GATEWAY_MAC: [u8; 6] = [0x02, 0, b'w', b'e', b'i', b'r'];
+/// Bytes that VXLAN adds over IPv4, and over IPv6.
+const OVERHEAD: [u32; 2] = [50, 70];
+/// Bytes, where there is no device to other nodes.
+const ETHERNET_MTU: u32 = 1500;
+
+/// What was made of the node's own network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// The nodes it was made for.
+    nodes: Vec<Node>,
+    /// Bytes of an IP packet in a pod, at most.
+    pub mtu: u32,
+    /// The gateway of each family.
+    pub gateways: Vec<IpAddr>,
+    /// Number of the tunnel device.
+    tunnel: u32,
+    /// Number of the host device.
+    host: u32,
+    /// Devices to other nodes.
+    underlay: BTreeMap<String, u32>,
+}
+
+/// The agent.
+#[derive(Debug)]
+pub struct Agent {
+    pub(crate) settings: Settings,
+    pub(crate) net: Net,
+    pub(crate) folder: Folder,
+    pub(crate) state: StateFile,
+    pub(crate) directory: Directory,
+    clock: Jiffies,
+    ticks_per_second: u32,
+    pub(crate) identities: IdentityAllocator,
+    /// The last good objects.
+    pub(crate) model: Option<Model>,
+    pub(crate) compiled: Option<Compiled>,
+    /// Who has an address.
+    pub(crate) names: BTreeMap<IpAddr, String>,
+    files: Files,
+    pub(crate) source_error: Option<String>,
+    pub(crate) error: Option<String>,
+    pub(crate) last_pass: Option<Pass>,
+    pub(crate) network: Option<Network>,
+    pub(crate) datapath: Option<Datapath>,
+    /// Numbers of the endpoints' devices.
+    pub(crate) devices: BTreeMap<u16, u32>,
+    /// Endpoints that are not in the maps, with the reason.
+    pub(crate) waiting: BTreeMap<u16, String>,
+    /// Flows at the last sweep, and those that had expired.
+    pub(crate) flows: (usize, usize),
+}
+
+impl Agent {
+    /// Opens everything; nothing of the node is changed yet. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// What cannot be opened.
+    pub fn open(settings: Settings) -> Result<Self, Failure> {
+        let state = StateFile::open(&settings.state)?;
+        let identities = state.identities()?;
+        let clock = Jiffies::new()?;
+        let ticks_per_second = clock.per_second()?;
+        Ok(Self {
+            net: Net::open()?,
+            folder: Folder::make(&settings.bpffs)?,
+            directory: Directory::watch(&settings.directory)?,
+            state,
+            clock,
+            ticks_per_second,
+            identities,
+            settings,
+            model: None,
+            compiled: None,
+            names: BTreeMap::new(),
+            files: Files::new(),
+            source_error: None,
+            error: None,
+            last_pass: None,
+            network: None,
+            datapath: None,
+            devices: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            flows: (0, 0),
+        })
+    }
+
+    /// Number of files that were read last.
+    pub fn files(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Whether something is not as it should be, so that it is worth trying again.
+    pub fn is_behind(&self) -> bool {
+        self.source_error.is_some() || self.error.is_some()
+    }
+
+    /// Reads the folder and makes everything as its files say. What is wrong is remembered for the status.
+    pub async fn refresh(&mut self) {
+        let began = Instant::now();
+        match self.read() {
+            Ok(false) if self.error.is_none() => return,
+            Ok(_) => self.source_error = None,
+            Err(error) => {
+                if self.source_error.as_ref() != Some(&error) {
+                    tracing::error!("objects are wrong, the last good ones stay in force: {error}");
+                }
+                self.source_error = Some(error);
+                if self.error.is_none() {
+                    return;
+                }
+            }
+        }
+        match self.sync().await {
+            Ok(changes) => {
+                let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+                tracing::info!(changes, micros, "maps are as the objects say");
+                self.last_pass = Some(Pass { changes, micros });
+                self.error = None;
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.error.as_ref() != Some(&error) {
+                    tracing::error!("not as the objects say: {error}");
+                }
+                self.error = Some(error);
+            }
+        }
+    }
+
+    /// Reads the folder; whether the model changed.
+    fn read(&mut self) -> Result<bool, String> {
+        let files = self.directory.read().map_err(|error| error.to_string())?;
+        if files == self.files && self.model.is_some() {
+            return Ok(false);
+        }
+        let objects = read_objects(&files).map_err(|errors| errors.to_string())?;
+        match &mut self.model {
+            Some(model) => model.replace(objects).map_err(|errors| errors.to_string())?,
+            None => {
+                let fill = agent_core::Settings { ipv4: self.settings.ipv4, ipv6: self.settings.ipv6 };
+                let kept = self.state.get().placements.iter().filter_map(|(name, placed)| {
+                    Some((parse_name(name)?, placed.node.clone(), placed.addresses.clone()))
+                });
+                self.model = Some(Model::restored(objects, fill, kept).map_err(|errors| errors.to_string())?);
+            }
+        }
+        self.files = files;
+        Ok(true)
+    }
+
+    /// One pass: everything as the model says. Returns the number of changes to maps.
+    ///
+    /// # Errors
+    /// The first thing that cannot be had.
+    pub async fn sync(&mut self) -> Result<usize, Failure> {
+        let Some(model) = self.model.clone() else {
+            return Err(Failure::input("the objects have not been read yet"));
+        };
+        let own = model
+            .node(&self.settings.node)
+            .ok_or_else(|| Failure::input(format!("no node `{}` among the objects", self.settings.node)))?
+            .clone();
+        let mut identities = self.identities.clone();
+        let compiled = Compiled::new(&model, &mut identities)?;
+        self.state.change(|saved| {
+            saved.set_identities(&identities);
+            saved.placements = placements(&model);
+        })?;
+        self.identities = identities;
+        self.names = names(&model);
+        self.compiled = Some(compiled);
+        self.make_network(&own, model.nodes()).await?;
+        self.make_datapath(&own, model.dual_stack())?;
+        if self.devices.is_empty() {
+            self.recover().await?;
+        }
+        self.reconcile(&model)
+    }
+
+    /// Tunnel, host device, routes.
+    async fn make_network(&mut self, own: &Node, nodes: &[Node]) -> Result<(), Failure> {
+        if self.network.as_ref().is_some_and(|network| network.nodes == nodes) {
+            return Ok(());
+        }
+        let (links, addresses) = (self.net.links().await?, self.net.addresses().await?);
+        let mut underlay = BTreeMap::new();
+        for name in &self.settings.devices {
+            let link = links.get(name).ok_or_else(|| Failure::input(format!("there is no device `{name}`")))?;
+            underlay.insert(name.clone(), link.index);
+        }
+        if self.settings.devices.is_empty() {
+            let holders: BTreeSet<u32> = own.addresses.iter().filter_map(|own| addresses.get(own)).copied().collect();
+            let found = links.iter().filter(|(_, link)| link.index != 1 && holders.contains(&link.index));
+            underlay.extend(found.map(|(name, link)| (name.clone(), link.index)));
+        }
+        let smallest = underlay.keys().filter_map(|name| links.get(name)).map(|link| link.mtu).min();
+        let over_ipv6 = own.underlay().is_some_and(|address| address.is_ipv6());
+        let room = smallest.unwrap_or(ETHERNET_MTU).saturating_sub(OVERHEAD[usize::from(over_ipv6)]);
+        let mtu = if self.settings.mtu == 0 { room } else { self.settings.mtu };
+        let tunnel = self.net.ensure_tunnel(self.settings.tunnel_port, mtu).await?;
+        let host = self.net.ensure_host(mtu).await?;
+        let gateways: Vec<IpAddr> = own.pod_cidrs.iter().filter_map(|prefix| first_address(*prefix)).collect();
+        for gateway in &gateways {
+            self.net.ensure_address(host, *gateway).await?;
+            if gateway.is_ipv4() {
+                self.net.ensure_address(tunnel, *gateway).await?;
+            }
+        }
+        let source = |prefix: Prefix| {
+            let usable = |address: &&IpAddr| address.is_ipv4() == prefix.is_ipv4() && addresses.contains_key(address);
+            own.addresses.iter().find(usable).copied()
+        };
+        let prefixes = nodes.iter().flat_map(|node| &node.pod_cidrs);
+        let routes: Vec<_> = prefixes.map(|prefix| (*prefix, source(*prefix))).collect();
+        self.net.ensure_routes(host, &routes).await?;
+        for name in underlay.keys() {
+            if let Some((setting, value)) = sysctl::underlay_device(name)? {
+                self.change_sysctl(&setting, value)?;
+            }
+        }
+        self.network = Some(Network { nodes: nodes.to_vec(), mtu, gateways, tunnel, host, underlay });
+        Ok(())
+    }
+
+    /// Changes a setting of the node that outlives weir's devices; its value before is remembered first.
+    pub(crate) fn change_sysctl(&mut self, name: &str, value: &str) -> Result<(), Failure> {
+        if let Some(before) = sysctl::get(name)? {
+            self.state.change(|saved| {
+                saved.sysctls.entry(name.to_owned()).or_insert(before);
+            })?;
+            sysctl::set(name, value)?;
+        }
+        Ok(())
+    }
+
+    fn config(&self, own: &Node, network: &Network, dual_stack: bool) -> Config {
+        let flags = [
+            (true, config::TUNNEL),
+            (self.settings.redirect_peer, config::REDIRECT_PEER),
+            (self.settings.verdict_events, config::VERDICT_EVENTS),
+            (self.settings.trace_events, config::TRACE_EVENTS),
+            (dual_stack, config::DUAL_STACK),
+        ];
+        let mut config = Config {
+            flags: flags.into_iter().filter(|(on, _)| *on).fold(0, |flags, (_, flag)| flags | flag),
+            tunnel_ifindex: network.tunnel,
+            host_ifindex: network.host,
+            host_mac: Mac::from_octets(GATEWAY_MAC),
+            vxlan_port: Be16::new(self.settings.tunnel_port),
+            ..Config::with_defaults(self.ticks_per_second)
+        };
+        for address in own.addresses.iter().rev() {
+            match address {
+                IpAddr::V4(address) => config.node4 = Addr4::from_octets(address.octets()),
+                IpAddr::V6(address) => config.node6 = Addr6::from_octets(address.octets()),
+            }
+        }
+        config
+    }
+
+    /// Programs with the right settings on every device.
+    fn make_datapath(&mut self, own: &Node, dual_stack: bool) -> Result<(), Failure> {
+        let Some(network) = &self.network else {
+            return Ok(());
+        };
+        let config = self.config(own, network, dual_stack);
+        if self.datapath.as_ref().is_none_or(|datapath| *datapath.config() != config) {
+            let datapath = Datapath::load(&self.folder, config, self.settings.flows)?;
+            for ifindex in self.devices.values() {
+                datapath.attach(Hook::ToContainer, *ifindex)?;
+                datapath.attach(Hook::FromContainer, *ifindex)?;
+            }
+            self.datapath = Some(datapath);
+        }
+        if let Some(datapath) = &self.datapath {
+            datapath.attach(Hook::FromOverlay, network.tunnel)?;
+            datapath.attach(Hook::FromHost, network.host)?;
+            for ifindex in network.underlay.values() {
+                datapath.attach(Hook::FromNetdev, *ifindex)?;
+                datapath.attach(Hook::ToNetdev, *ifindex)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what is remembered with the devices that are there. Endpoints that were not finished, or whose device went
+    /// with the pod's namespace, are forgotten; devices of weir that belong to no endpoint are removed. Returns whether
+    /// endpoints were forgotten.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn recover(&mut self) -> Result<bool, Failure> {
+        let links = self.net.links().await?;
+        let alive = |id: &u16| {
+            self.state.get().endpoints.get(id).filter(|saved| saved.ready).and_then(|saved| links.get(&saved.device))
+        };
+        let remembered: Vec<u16> = self.state.get().endpoints.keys().copied().collect();
+        let devices: BTreeMap<u16, u32> = remembered.iter().filter_map(|id| Some((*id, alive(id)?.index))).collect();
+        let lost: Vec<u16> = remembered.into_iter().filter(|id| !devices.contains_key(id)).collect();
+        for name in links.keys().filter(|name| is_endpoint_device(name)) {
+            let owned = devices.keys().any(|id| *name == device_name(*id));
+            if !owned {
+                tracing::info!(device = name, "removed: of an endpoint that was never finished");
+                self.net.remove(name).await?;
+            }
+        }
+        for id in &lost {
+            tracing::info!(endpoint = id, "forgotten: not finished, or its device is gone");
+        }
+        self.state.change(|saved| saved.endpoints.retain(|id, _| !lost.contains(id)))?;
+        if let Some(datapath) = &self.datapath {
+            for (id, ifindex) in &devices {
+                if self.devices.get(id) != Some(ifindex) {
+                    datapath.attach(Hook::ToContainer, *ifindex)?;
+                    datapath.attach(Hook::FromContainer, *ifindex)?;
+                }
+            }
+        }
+        self.devices = devices;
+        if let Some(network) = &self.network {
+            let mut keep: BTreeSet<u32> = self.devices.values().chain(network.underlay.values()).copied().collect();
+            keep.extend([network.tunnel, network.host]);
+            self.folder.keep(&keep);
+        }
+        Ok(!lost.is_empty())
+    }
+
+    /// The maps as the model and the endpoints say. Returns the number of changes.
+    ///
+    /// # Errors
+    /// What a map refuses.
+    pub fn reconcile(&mut self, model: &Model) -> Result<usize, Failure> {
+        let (locals, waiting) = self.locals(model);
+        self.waiting = waiting;
+        let (Some(compiled), Some(datapath)) = (&self.compiled, &mut self.datapath) else {
+            return Ok(0);
+        };
+        let desired = compiled.desired(&self.settings.node, &locals)?;
+        Ok(reconcile(&desired, &Limits::default(), datapath.maps_mut())?.len())
+    }
+
+    /// The endpoints that go into the maps, and why others do not.
+    fn locals(&self, model: &Model) -> (Vec<LocalEndpoint>, BTreeMap<u16, String>) {
+        let (mut locals, mut waiting) = (Vec::new(), BTreeMap::new());
+        for (&id, saved) in &self.state.get().endpoints {
+            let name = parse_name(&saved.pod);
+            let pod = name.as_ref().and_then(|name| model.pods().get(name));
+            let why = match pod {
+                _ if !saved.ready => "is being made or removed".to_owned(),
+                None => "its pod is not among the objects".to_owned(),
+                Some(pod) if pod.host_network => "its pod is in the node's network now".to_owned(),
+                Some(pod) if pod.node != self.settings.node => format!("its pod is on node `{}` now", pod.node),
+                Some(pod) if pod.addresses != saved.addresses => "its pod has other addresses now".to_owned(),
+                Some(pod) => {
+                    if let Some(ifindex) = self.devices.get(&id) {
+                        let mac = Mac::from_octets(saved.mac);
+                        locals.push(LocalEndpoint { pod: pod.name.clone(), id, ifindex: *ifindex, mac });
+                        continue;
+                    }
+                    "its device is gone".to_owned()
+                }
+            };
+            waiting.insert(id, why);
+        }
+        (locals, waiting)
+    }
+
+    /// Ticks of the flows' clock now, and ticks per second.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn ticks(&self) -> Result<(u64, u32), Failure> {
+        Ok((self.clock.now()?, self.ticks_per_second))
+    }
+
+    /// Removes expired flows, and endpoints whose device is gone.
+    pub async fn sweep(&mut self) {
+        let result = self.sweep_flows();
+        if let Err(error) = result {
+            tracing::warn!("expired flows were not removed: {error}");
+        }
+        match self.recover().await {
+            Ok(false) => {}
+            Ok(true) => {
+                let model = self.model.clone();
+                if let Some(Err(error)) = model.map(|model| self.reconcile(&model)) {
+                    self.error = Some(error.to_string());
+                }
+            }
+            Err(error) => tracing::warn!("devices were not compared: {error}"),
+        }
+    }
+
+    fn sweep_flows(&mut self) -> Result<(), Failure> {
+        let (now, _) = self.ticks()?;
+        let Some(datapath) = &self.datapath else {
+            return Ok(());
+        };
+        let (mut all, mut gone) = (0, 0);
+        for map in [MapId::Ct4, MapId::Ct6] {
+            if let Some(map) = datapath.maps().get(map.name()) {
+                let counts =
+                    map.retain(&mut |_, value| CtEntry::ref_from_bytes(value).is_ok_and(|flow| flow.expires > now))?;
+                (all, gone) = (all + counts.0, gone + counts.1);
+            }
+        }
+        self.flows = (all, gone);
+        Ok(())
+    }
+
+    /// The reader of events, once there are maps. Only one may exist.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn events(&self) -> Result<Option<RingReader>, Failure> {
+        Ok(self.datapath.as_ref().map(Datapath::events).transpose()?)
+    }
+}
+
+/// `NAMESPACE/NAME`.
+pub(crate) fn parse_name(text: &str) -> Option<Name> {
+    let (namespace, name) = text.split_once('/')?;
+    Some(Name::new(namespace, name))
+}
+
+/// The node's device of an endpoint.
+pub(crate) fn device_name(id: u16) -> String {
+    format!("{}{id}", net::OWN)
+}
+
+fn is_endpoint_device(name: &str) -> bool {
+    name.strip_prefix(net::OWN).is_some_and(|id| id.parse::<u16>().is_ok())
+}
+
+/// The first address after a prefix's own.
+fn first_address(prefix: Prefix) -> Option<IpAddr> {
+    Some(match prefix.address() {
+        IpAddr::V4(address) => IpAddr::V4(address.to_bits().checked_add(1)?.into()),
+        IpAddr::V6(address) => IpAddr::V6(address.to_bits().checked_add(1)?.into()),
+    })
+}
+
+/// What was filled in: nodes and addresses of pods whose objects do not have them.
+fn placements(model: &Model) -> BTreeMap<String, Placement> {
+    let given = |object: &Object| {
+        let Object::Pod(pod) = object else {
+            return None;
+        };
+        (!pod.addresses.is_empty() && pod.spec.node.is_some()).then(|| pod.meta.full_name())
+    };
+    let given: BTreeSet<Name> = model.objects().iter().filter_map(given).collect();
+    let filled = model.pods().values().filter(|pod| !pod.host_network && !given.contains(&pod.name));
+    filled
+        .map(|pod| (pod.name.to_string(), Placement { node: pod.node.clone(), addresses: pod.addresses.clone() }))
+        .collect()
+}
+
+fn names(model: &Model) -> BTreeMap<IpAddr, String> {
+    let nodes =
+        model.nodes().iter().flat_map(|node| node.addresses.iter().map(|ip| (*ip, format!("node/{}", node.name))));
+    let pods = model.pods().values().filter(|pod| !pod.host_network);
+    nodes.chain(pods.flat_map(|pod| pod.addresses.iter().map(|ip| (*ip, pod.name.to_string())))).collect()
+}
+
+/// Used by tests and `--cleanup`: what of the state refers to the kernel.
+pub(crate) fn sysctls(saved: &Saved) -> impl Iterator<Item = (&str, &str)> {
+    saved.sysctls.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+}

@@ -1,0 +1,146 @@
+//! Endpoints come and go: the pair of devices, the pod's end, programs, entries in maps.
+
+use std::path::Path;
+
+use agent_core::model::Name;
+use datapath_abi::Hook;
+
+use crate::agent::{Agent, GATEWAY_MAC, device_name, parse_name};
+use crate::net::pod::{Connection, Netns};
+use crate::state::SavedEndpoint;
+use crate::{Failure, sysctl};
+
+impl Agent {
+    /// Connects a pod. The same call again gives the same endpoint.
+    ///
+    /// # Errors
+    /// A pod that is not of this node, a namespace that is not there, a device that is there already.
+    pub async fn add_endpoint(&mut self, pod: &str, netns: &str, ifname: &str) -> Result<u16, Failure> {
+        let model = self.model.clone().ok_or_else(|| Failure::input("the objects have not been read yet"))?;
+        let name = parse_name(pod).ok_or_else(|| Failure::input(format!("`{pod}`: must be NAMESPACE/NAME")))?;
+        let found = model.pods().get(&name).ok_or_else(|| Failure::input(format!("no pod `{name}`")))?;
+        if found.node != self.settings.node {
+            return Err(Failure::input(format!("pod `{name}` is on node `{}`", found.node)));
+        }
+        if found.host_network {
+            return Err(Failure::input(format!("pod `{name}` is in its node's network")));
+        }
+        if ifname.is_empty() || ifname.len() > 15 || ifname.contains(['/', ' ']) {
+            return Err(Failure::input(format!("`{ifname}`: must be a device's name of 1 to 15 characters")));
+        }
+        let namespace = Netns::open(Path::new(netns)).map_err(|error| Failure::input(error.to_string()))?;
+        if namespace.id == Netns::own()?.id {
+            return Err(Failure::input(format!("{netns} is the node's own network namespace")));
+        }
+        if let Some(id) = self.same_endpoint(&name, &namespace, ifname).await? {
+            return Ok(id);
+        }
+        if self.network.is_none() || self.datapath.is_none() {
+            self.sync().await?;
+        }
+        let network = self.network.clone().ok_or_else(|| Failure::input("the node's network is not there yet"))?;
+        let id = self.free_number()?;
+        let wanted = Connection {
+            device: device_name(id),
+            device_mac: GATEWAY_MAC,
+            ifname: ifname.to_owned(),
+            mac: pod_mac(id),
+            addresses: found.addresses.clone(),
+            gateways: network.gateways.clone(),
+            mtu: network.mtu,
+        };
+        let saved = SavedEndpoint {
+            pod: name.to_string(),
+            netns: namespace.id,
+            ifname: ifname.to_owned(),
+            device: wanted.device.clone(),
+            mac: wanted.mac,
+            addresses: wanted.addresses.clone(),
+            ready: false,
+        };
+        self.state.change(|state| {
+            state.endpoints.insert(id, saved);
+        })?;
+        let made = self.connect(id, &wanted, &namespace).await;
+        if let Err(error) = made {
+            self.remove_endpoint(id).await?;
+            return Err(error);
+        }
+        self.reconcile(&model)?;
+        tracing::info!(endpoint = id, pod = %name, "connected");
+        Ok(id)
+    }
+
+    async fn connect(&mut self, id: u16, wanted: &Connection, namespace: &Netns) -> Result<(), Failure> {
+        let ifindex = self.net.make_pair(namespace, wanted).await?;
+        if let Some((setting, value)) = sysctl::pod_device(&wanted.device)? {
+            self.change_sysctl(setting, value)?;
+        }
+        if let Some(datapath) = &self.datapath {
+            datapath.attach(Hook::ToContainer, ifindex)?;
+            datapath.attach(Hook::FromContainer, ifindex)?;
+        }
+        for gateway in wanted.gateways.iter().filter(|gateway| gateway.is_ipv4()) {
+            self.net.ensure_address(ifindex, *gateway).await?;
+        }
+        self.net.up(&wanted.device, ifindex).await?;
+        wanted.configure(namespace)?;
+        self.devices.insert(id, ifindex);
+        self.state.change(|state| {
+            if let Some(saved) = state.endpoints.get_mut(&id) {
+                saved.ready = true;
+            }
+        })?;
+        Ok(())
+    }
+
+    /// The endpoint that a pod has already, if it is what is asked for.
+    async fn same_endpoint(&self, pod: &Name, namespace: &Netns, ifname: &str) -> Result<Option<u16>, Failure> {
+        let pod = pod.to_string();
+        let Some((id, saved)) = self.state.get().endpoints.iter().find(|(_, saved)| saved.pod == pod) else {
+            return Ok(None);
+        };
+        let there = self.net.link(&saved.device).await?.is_some();
+        if saved.ready && there && saved.netns == namespace.id && saved.ifname == ifname {
+            return Ok(Some(*id));
+        }
+        Err(Failure::input(format!("pod `{pod}` has endpoint {id} in another place: delete it first")))
+    }
+
+    /// Disconnects a pod: first its entries go, then its device.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn remove_endpoint(&mut self, id: u16) -> Result<(), Failure> {
+        self.state.change(|state| {
+            if let Some(saved) = state.endpoints.get_mut(&id) {
+                saved.ready = false;
+            }
+        })?;
+        if let Some(model) = self.model.clone() {
+            self.reconcile(&model)?;
+        }
+        self.net.remove(&device_name(id)).await?;
+        self.state.change(|state| {
+            state.endpoints.remove(&id);
+        })?;
+        self.waiting.remove(&id);
+        self.recover().await?;
+        Ok(())
+    }
+
+    /// The number after the highest in use, or else the lowest free one: a number that was just freed is not another
+    /// pod's at once.
+    fn free_number(&self) -> Result<u16, Failure> {
+        let endpoints = &self.state.get().endpoints;
+        let next = endpoints.keys().next_back().map_or(Some(1), |last| last.checked_add(1));
+        next.or_else(|| (1..=u16::MAX).find(|id| !endpoints.contains_key(id)))
+            .ok_or_else(|| Failure::input("65535 endpoints: there is no number left"))
+    }
+}
+
+/// The Ethernet address of a pod: locally administered, the endpoint's number at the end.
+fn pod_mac(id: u16) -> [u8; 6] {
+    let [high, low] = id.to_be_bytes();
+    [0x02, 0, 0, 0, high, low]
+}

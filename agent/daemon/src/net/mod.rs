@@ -1,0 +1,317 @@
+//! Devices, addresses, routes and neighbours, through route netlink. Every step can be repeated: what is there as it
+//! should be is left alone.
+//!
+//! Invariant: devices called `weir_*` are weir's; no other device is ever made, changed or removed (underlay devices only
+//! get programs and, where needed, one setting).
+
+pub mod pod;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+
+use futures_util::TryStreamExt as _;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
+
+use agent_core::Prefix;
+
+use crate::sysctl;
+
+/// What every device of weir is called first.
+pub const OWN: &str = "weir_";
+/// The tunnel device.
+pub const TUNNEL: &str = "weir_vxlan";
+/// The node's way to pods: what the node sends there meets `from_host`.
+pub const HOST: &str = "weir_host";
+/// Its other end, which nothing comes out of.
+const NET: &str = "weir_net";
+
+/// Something could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}: {source}")]
+pub struct NetError {
+    /// What, with its name.
+    step: String,
+    /// Why.
+    source: io::Error,
+}
+
+pub(crate) fn failed(step: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetError {
+    let step = step.into();
+    move |error| NetError { step, source: to_io(error) }
+}
+
+fn failed_io(step: impl Into<String>) -> impl FnOnce(io::Error) -> NetError {
+    let step = step.into();
+    move |source| NetError { step, source }
+}
+
+fn to_io(error: rtnetlink::Error) -> io::Error {
+    if let rtnetlink::Error::NetlinkError(message) = &error {
+        return message.to_io();
+    }
+    io::Error::other(error.to_string())
+}
+
+fn is_errno(error: &rtnetlink::Error, errno: rustix::io::Errno) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(message)
+        if message.code.is_some_and(|code| code.get() == -errno.raw_os_error()))
+}
+
+/// A device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Number.
+    pub index: u32,
+    /// Bytes of an IP packet, at most.
+    pub mtu: u32,
+    /// UDP port, for a vxlan device in metadata mode.
+    metadata_port: Option<u16>,
+}
+
+/// A route netlink socket of one network namespace.
+#[derive(Clone, Debug)]
+pub struct Net(Handle);
+
+impl Net {
+    /// Opens a socket in this thread's network namespace. Must be called in a tokio runtime, which it uses.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn open() -> Result<Self, NetError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(failed_io("route netlink socket"))?;
+        tokio::spawn(connection);
+        Ok(Self(handle))
+    }
+
+    /// A device by name.
+    ///
+    /// # Errors
+    /// Anything but its absence.
+    pub async fn link(&self, name: &str) -> Result<Option<Link>, NetError> {
+        let mut found = std::pin::pin!(self.0.link().get().match_name(name).execute());
+        match found.try_next().await {
+            Ok(message) => Ok(message.as_ref().map(read_link)),
+            Err(error) if is_errno(&error, rustix::io::Errno::NODEV) => Ok(None),
+            Err(error) => Err(failed(format!("look for device {name}"))(error)),
+        }
+    }
+
+    /// Devices by name.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn links(&self) -> Result<BTreeMap<String, Link>, NetError> {
+        let mut found = std::pin::pin!(self.0.link().get().execute());
+        let mut links = BTreeMap::new();
+        while let Some(message) = found.try_next().await.map_err(failed("list devices"))? {
+            for attribute in &message.attributes {
+                if let LinkAttribute::IfName(name) = attribute {
+                    links.insert(name.clone(), read_link(&message));
+                }
+            }
+        }
+        Ok(links)
+    }
+
+    /// Removes a device; one that is not there is no error.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn remove(&self, name: &str) -> Result<(), NetError> {
+        let Some(link) = self.link(name).await? else {
+            return Ok(());
+        };
+        match self.0.link().del(link.index).execute().await {
+            Err(error) if !is_errno(&error, rustix::io::Errno::NODEV) => {
+                Err(failed(format!("remove device {name}"))(error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    async fn add(&self, name: &str, message: LinkMessage) -> Result<Link, NetError> {
+        self.0.link().add(message).execute().await.map_err(failed(format!("make device {name}")))?;
+        self.link(name).await?.ok_or_else(|| failed_io(format!("make device {name}"))(io::ErrorKind::NotFound.into()))
+    }
+
+    async fn set(&self, name: &str, message: LinkMessage) -> Result<(), NetError> {
+        self.0.link().set(message).execute().await.map_err(failed(format!("change device {name}")))
+    }
+
+    /// Puts a device up.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn up(&self, name: &str, index: u32) -> Result<(), NetError> {
+        self.set(name, LinkUnspec::new_with_index(index).up().build()).await
+    }
+
+    /// The tunnel device, one for all nodes: where to and as whom is in each packet's metadata.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn ensure_tunnel(&self, port: u16, mtu: u32) -> Result<u32, NetError> {
+        let mut found = self.link(TUNNEL).await?;
+        if found.as_ref().is_some_and(|link| link.metadata_port != Some(port)) {
+            self.remove(TUNNEL).await?;
+            found = None;
+        }
+        let link = match found {
+            Some(link) => link,
+            None => {
+                let wanted = LinkVxlan::new(TUNNEL, 0).collect_metadata(true).learning(false).port(port).mtu(mtu);
+                self.add(TUNNEL, wanted.build()).await?
+            }
+        };
+        self.finish(TUNNEL, &link, mtu, true).await?;
+        Ok(link.index)
+    }
+
+    /// The host device and its other end.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn ensure_host(&self, mtu: u32) -> Result<u32, NetError> {
+        let link = match self.link(HOST).await? {
+            Some(link) => link,
+            None => self.add(HOST, LinkVeth::new(HOST, NET).build()).await?,
+        };
+        // Nobody answers for pods there: their addresses are put in by `from_host`.
+        self.finish(HOST, &link, mtu, false).await?;
+        if let Some(other) = self.link(NET).await? {
+            self.finish(NET, &other, mtu, false).await?;
+        }
+        Ok(link.index)
+    }
+
+    async fn finish(&self, name: &str, link: &Link, mtu: u32, arp: bool) -> Result<(), NetError> {
+        sysctl::own_device(name).map_err(failed_io(name))?;
+        self.set(name, LinkUnspec::new_with_index(link.index).mtu(mtu).arp(arp).up().build()).await
+    }
+
+    /// Gives a device an address (no duplicate address detection: nobody else is there).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn ensure_address(&self, index: u32, address: IpAddr) -> Result<(), NetError> {
+        let length = Prefix::host(address).length();
+        let mut request = self.0.address().add(index, address, length).replace();
+        if address.is_ipv6() {
+            request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        request.execute().await.map_err(failed(format!("address {address}")))
+    }
+
+    /// Every address of this namespace with the number of its device.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn addresses(&self) -> Result<BTreeMap<IpAddr, u32>, NetError> {
+        let mut found = std::pin::pin!(self.0.address().get().execute());
+        let mut addresses = BTreeMap::new();
+        while let Some(message) = found.try_next().await.map_err(failed("list addresses"))? {
+            for attribute in &message.attributes {
+                if let AddressAttribute::Address(address) | AddressAttribute::Local(address) = attribute {
+                    addresses.insert(*address, message.header.index);
+                }
+            }
+        }
+        Ok(addresses)
+    }
+
+    /// Makes these the only routes that lead to the host device: each prefix with the source address that the node's own
+    /// packets take, if any.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn ensure_routes(&self, index: u32, wanted: &[(Prefix, Option<IpAddr>)]) -> Result<(), NetError> {
+        for (prefix, source) in wanted {
+            let step = format!("route to {prefix}");
+            let message = host_route(index, *prefix, *source)?;
+            self.0.route().add(message).replace().execute().await.map_err(failed(step))?;
+        }
+        let keep: BTreeSet<Prefix> = wanted.iter().map(|(prefix, _)| *prefix).collect();
+        for message in self.routes_of(index).await? {
+            if read_destination(&message).is_some_and(|prefix| !keep.contains(&prefix)) {
+                self.0.route().del(message).execute().await.map_err(failed("remove a route to pods"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Routes that weir has made to a device.
+    async fn routes_of(&self, index: u32) -> Result<Vec<RouteMessage>, NetError> {
+        let mut all = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut question = RouteMessage::default();
+            question.header.address_family = family;
+            let mut found = std::pin::pin!(self.0.route().get(question).execute());
+            while let Some(message) = found.try_next().await.map_err(failed("list routes"))? {
+                let there = message.attributes.contains(&RouteAttribute::Oif(index));
+                if there && message.header.protocol == RouteProtocol::Static {
+                    all.push(message);
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn host_route(index: u32, prefix: Prefix, source: Option<IpAddr>) -> Result<RouteMessage, NetError> {
+    let wrong = |error| failed_io(format!("route to {prefix}"))(io::Error::other(format!("{error:?}")));
+    let scope = if prefix.is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
+    let builder = RouteMessageBuilder::<IpAddr>::new()
+        .output_interface(index)
+        .protocol(RouteProtocol::Static)
+        .scope(scope)
+        .destination_prefix(prefix.address(), prefix.length())
+        .map_err(wrong)?;
+    Ok(match source {
+        Some(source) => builder.pref_source(source).map_err(wrong)?.build(),
+        None => builder.build(),
+    })
+}
+
+fn read_destination(message: &RouteMessage) -> Option<Prefix> {
+    let length = message.header.destination_prefix_length;
+    message.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Destination(RouteAddress::Inet(address)) = attribute {
+            Prefix::new(IpAddr::V4(*address), length)
+        } else if let RouteAttribute::Destination(RouteAddress::Inet6(address)) = attribute {
+            Prefix::new(IpAddr::V6(*address), length)
+        } else {
+            None
+        }
+    })
+}
+
+fn read_link(message: &LinkMessage) -> Link {
+    let mut link = Link { index: message.header.index, mtu: 0, metadata_port: None };
+    for attribute in &message.attributes {
+        if let LinkAttribute::Mtu(mtu) = attribute {
+            link.mtu = *mtu;
+        } else if let LinkAttribute::LinkInfo(infos) = attribute {
+            link.metadata_port = infos.iter().find_map(metadata_port);
+        }
+    }
+    link
+}
+
+fn metadata_port(info: &LinkInfo) -> Option<u16> {
+    let LinkInfo::Data(InfoData::Vxlan(vxlan)) = info else {
+        return None;
+    };
+    let metadata = vxlan.contains(&InfoVxlan::CollectMetadata(true));
+    let port = vxlan.iter().find_map(|info| if let InfoVxlan::Port(port) = info { Some(*port) } else { None });
+    port.filter(|_| metadata)
+}
+
+/// A message that makes a device of a kind.
+fn of_kind(kind: InfoKind) -> LinkMessageBuilder<LinkUnspec> {
+    LinkMessageBuilder::new_with_info_kind(kind)
+}

@@ -1,0 +1,234 @@
+//! One node and its pods, each a network namespace of its own, removed on drop; and the agent as a process.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Duration;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// How long a connection that is dropped is waited for.
+const DROPPED: Duration = Duration::from_millis(400);
+/// How long one that is allowed may take: the first IPv6 packet of a device waits up to a second.
+const ALLOWED: Duration = Duration::from_secs(5);
+
+/// Runs a command that must succeed.
+pub fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {text}");
+}
+
+/// A network namespace with a name.
+pub struct Namespace {
+    pub name: String,
+    pub path: PathBuf,
+}
+
+impl Namespace {
+    pub fn new(name: String) -> Self {
+        // Of an earlier run that was killed.
+        let _ = Command::new("ip").args(["netns", "delete", &name]).stderr(Stdio::null()).status();
+        run("ip", &["netns", "add", &name]);
+        let path = Path::new("/var/run/netns").join(&name);
+        Self { name, path }
+    }
+
+    /// Does something inside, on a thread of its own.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let file = File::open(&self.path).unwrap();
+        std::thread::scope(|scope| {
+            let enter = || {
+                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                work()
+            };
+            scope.spawn(enter).join().unwrap()
+        })
+    }
+
+    pub fn listen(&self, address: &str) -> TcpListener {
+        let address: SocketAddr = address.parse().unwrap();
+        self.inside(|| TcpListener::bind(address).unwrap())
+    }
+
+    pub fn connect(&self, to: SocketAddr, within: Duration) -> std::io::Result<TcpStream> {
+        self.inside(|| TcpStream::connect_timeout(&to, within))
+    }
+
+    /// A connection that must be possible, and the server's end of it.
+    pub fn reach(&self, server: &TcpListener) -> (TcpStream, TcpStream) {
+        let client = self.connect(server.local_addr().unwrap(), ALLOWED).unwrap();
+        let (server, _) = server.accept().unwrap();
+        for stream in [&client, &server] {
+            stream.set_read_timeout(Some(ALLOWED)).unwrap();
+        }
+        (client, server)
+    }
+
+    /// A connection that must not be possible.
+    pub fn fails_to_reach(&self, server: &TcpListener) {
+        let error = self.connect(server.local_addr().unwrap(), DROPPED).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
+    }
+}
+
+/// Bytes go there and come back.
+pub fn echo((client, server): &mut (TcpStream, TcpStream)) {
+    client.write_all(b"there").unwrap();
+    let mut bytes = [0; 5];
+    server.read_exact(&mut bytes).unwrap();
+    server.write_all(b"back!").unwrap();
+    client.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"back!");
+}
+
+/// A node with its files; its agent may run or not.
+pub struct Node {
+    pub namespace: Namespace,
+    pub folder: tempfile::TempDir,
+    pub bpffs: PathBuf,
+    agent: Option<(Child, BufReader<ChildStderr>)>,
+}
+
+impl Node {
+    pub fn new(prefix: &str) -> Self {
+        let namespace = Namespace::new(format!("{prefix}-node"));
+        namespace.inside(|| {
+            run("ip", &["link", "set", "lo", "up"]);
+            run("ip", &["link", "add", "wire", "type", "veth", "peer", "name", "away"]);
+            run("ip", &["address", "add", "192.0.2.1/24", "dev", "wire"]);
+            run("ip", &["link", "set", "wire", "up"]);
+            run("ip", &["link", "set", "away", "up"]);
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let bpffs = Path::new("/sys/fs/bpf").join(prefix);
+        std::fs::create_dir(folder.path().join("objects")).unwrap();
+        let node = Self { namespace, folder, bpffs, agent: None };
+        let path = |name: &str| node.folder.path().join(name).display().to_string();
+        let settings = format!(
+            "node = 'n1'\ndirectory = '{}'\nstate = '{}'\nsocket = '{}'\nbpffs = '{}'\nflows = 4096\n",
+            path("objects"),
+            path("state"),
+            path("socket"),
+            node.bpffs.display()
+        );
+        std::fs::write(path("weir.toml"), settings).unwrap();
+        node
+    }
+
+    /// Writes a file of objects at once, as a rename.
+    pub fn write(&self, name: &str, text: &str) {
+        let folder = self.folder.path();
+        std::fs::write(folder.join(name), text).unwrap();
+        std::fs::rename(folder.join(name), folder.join("objects").join(name)).unwrap();
+    }
+
+    pub fn delete(&self, name: &str) {
+        std::fs::remove_file(self.folder.path().join("objects").join(name)).unwrap();
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.namespace.path.display())).arg(env!("CARGO_BIN_EXE_weir-agent"));
+        command.arg("--config").arg(self.folder.path().join("weir.toml"));
+        command
+    }
+
+    /// Starts the agent and waits for its first pass.
+    pub fn start(&mut self) {
+        let mut child = self.command().stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        self.agent = Some((child, stderr));
+        self.wait_for("maps are as the objects say");
+    }
+
+    /// Waits until the agent says this.
+    pub fn wait_for(&mut self, text: &str) -> String {
+        let (_, stderr) = self.agent.as_mut().unwrap();
+        let mut all = String::new();
+        loop {
+            let mut line = String::new();
+            assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "the agent stopped:\n{all}");
+            if line.contains(text) {
+                return line;
+            }
+            all.push_str(&line);
+        }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        let (mut child, _) = self.agent.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM; the agent must stop as it should.
+    pub fn stop(&mut self) {
+        let (mut child, mut stderr) = self.agent.take().unwrap();
+        run("kill", &["-TERM", &child.id().to_string()]);
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{text}");
+        assert!(text.contains("traffic and policy go on"), "{text}");
+    }
+
+    pub fn client(&self) -> Client {
+        let stream = UnixStream::connect(self.folder.path().join("socket")).unwrap();
+        stream.set_read_timeout(Some(ALLOWED)).unwrap();
+        Client(BufReader::new(stream))
+    }
+
+    /// The answer to one request.
+    pub fn ask(&self, request: &str) -> serde_json::Value {
+        let mut client = self.client();
+        client.send(request);
+        client.line()
+    }
+
+    pub fn add(&self, pod: &str, namespace: &Namespace) -> serde_json::Value {
+        let path = namespace.path.display();
+        let reply = self.ask(&format!("{{\"request\":\"endpoint-add\",\"pod\":\"{pod}\",\"netns\":\"{path}\"}}"));
+        assert!(reply["ok"]["id"].is_number(), "{reply}");
+        reply["ok"].clone()
+    }
+
+    pub fn cleanup(&self) {
+        let output = self.command().arg("--cleanup").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.agent.is_some() {
+            self.kill();
+        }
+        let _ = self.command().arg("--cleanup").status();
+    }
+}
+
+/// A connection to the agent's socket.
+pub struct Client(BufReader<UnixStream>);
+
+impl Client {
+    pub fn send(&mut self, request: &str) {
+        self.0.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
+    }
+
+    pub fn line(&mut self) -> serde_json::Value {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+}
