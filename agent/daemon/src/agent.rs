@@ -64,7 +64,11 @@ pub struct Agent {
     /// Who has an address.
     pub(crate) names: BTreeMap<IpAddr, String>,
     files: Files,
+    /// What is wrong with the files.
     pub(crate) source_error: Option<String>,
+    /// They cannot even be read.
+    unreadable: bool,
+    /// What of the last pass could not be had.
     pub(crate) error: Option<String>,
     pub(crate) last_pass: Option<Pass>,
     pub(crate) network: Option<Network>,
@@ -101,6 +105,7 @@ impl Agent {
             names: BTreeMap::new(),
             files: Files::new(),
             source_error: None,
+            unreadable: false,
             error: None,
             last_pass: None,
             network: None,
@@ -116,17 +121,23 @@ impl Agent {
         self.files.len()
     }
 
-    /// Whether something is not as it should be, so that it is worth trying again.
+    /// Whether it is worth trying again without a change of the files.
     pub fn is_behind(&self) -> bool {
-        self.source_error.is_some() || self.error.is_some()
+        self.unreadable || self.error.is_some()
     }
 
     /// Reads the folder and makes everything as its files say. What is wrong is remembered for the status.
     pub async fn refresh(&mut self) {
         let began = Instant::now();
         match self.read() {
-            Ok(false) if self.error.is_none() => return,
-            Ok(_) => self.source_error = None,
+            Ok(changed) => {
+                if self.source_error.take().is_some() {
+                    tracing::info!("objects are good again");
+                }
+                if !changed && self.error.is_none() {
+                    return;
+                }
+            }
             Err(error) => {
                 if self.source_error.as_ref() != Some(&error) {
                     tracing::error!("objects are wrong, the last good ones stay in force: {error}");
@@ -156,7 +167,9 @@ impl Agent {
 
     /// Reads the folder; whether the model changed.
     fn read(&mut self) -> Result<bool, String> {
-        let files = self.directory.read().map_err(|error| error.to_string())?;
+        let files = self.directory.read();
+        self.unreadable = files.is_err();
+        let files = files.map_err(|error| error.to_string())?;
         if files == self.files && self.model.is_some() {
             return Ok(false);
         }
@@ -219,6 +232,13 @@ impl Agent {
             let holders: BTreeSet<u32> = own.addresses.iter().filter_map(|own| addresses.get(own)).copied().collect();
             let found = links.iter().filter(|(_, link)| link.index != 1 && holders.contains(&link.index));
             underlay.extend(found.map(|(name, link)| (name.clone(), link.index)));
+            if underlay.is_empty() && nodes.len() > 1 {
+                let own: Vec<String> = own.addresses.iter().map(ToString::to_string).collect();
+                let own = own.join(" or ");
+                return Err(Failure::input(format!(
+                    "no device has this node's address {own}: give it one, or set `devices`"
+                )));
+            }
         }
         let smallest = underlay.keys().filter_map(|name| links.get(name)).map(|link| link.mtu).min();
         let over_ipv6 = own.underlay().is_some_and(|address| address.is_ipv6());
@@ -344,6 +364,14 @@ impl Agent {
             }
         }
         self.devices = devices;
+        let own = |network: &Network| {
+            [(net::TUNNEL, network.tunnel), (net::HOST, network.host)]
+                .iter()
+                .all(|(name, index)| links.get(*name).is_some_and(|link| link.index == *index))
+        };
+        if self.network.take_if(|network| !own(network)).is_some() {
+            self.error = Some("devices of weir are gone: they are made again".to_owned());
+        }
         if let Some(network) = &self.network {
             let mut keep: BTreeSet<u32> = self.devices.values().chain(network.underlay.values()).copied().collect();
             keep.extend([network.tunnel, network.host]);

@@ -26,6 +26,8 @@ const QUIET: Duration = Duration::from_millis(5);
 const RETRY: Duration = Duration::from_secs(1);
 /// Events that wait for a slow client.
 const BACKLOG: usize = 8192;
+/// Events that are taken at once, so that everything else has its turn.
+const BATCH: usize = 512;
 /// Bytes of a request, at most.
 const LONGEST: usize = 64 << 10;
 
@@ -42,7 +44,10 @@ pub async fn serve(mut agent: Agent) -> Result<(), Failure> {
     let (requests, mut asked) = mpsc::channel::<Asked>(64);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut sweep = interval(Duration::from_secs(agent.settings.sweep_seconds));
-    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut retry = interval(RETRY);
+    for timer in [&mut sweep, &mut retry] {
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
     agent.refresh().await;
     let mut ring = None;
     loop {
@@ -57,7 +62,7 @@ pub async fn serve(mut agent: Agent) -> Result<(), Failure> {
                 sleep(QUIET).await;
                 agent.refresh().await;
             }
-            () = sleep(RETRY), if agent.is_behind() => agent.refresh().await,
+            _ = retry.tick(), if agent.is_behind() => agent.refresh().await,
             _ = sweep.tick() => agent.sweep().await,
             records = next_events(ring.as_mut()) => {
                 let wanted = events.receiver_count() > 0;
@@ -113,9 +118,12 @@ async fn next_events(ring: Option<&mut AsyncFd<RingReader>>) -> io::Result<Vec<V
         return std::future::pending().await;
     };
     let mut ready = ring.readable_mut().await?;
-    // The kernel wakes a reader that has taken everything; whoever wakes after this clears nothing.
-    ready.clear_ready();
-    Ok(ready.get_inner_mut().drain())
+    let records = ready.get_inner_mut().take(BATCH);
+    // The kernel wakes a reader that has taken everything. What wakes it in this moment is not cleared: it is newer.
+    if records.len() < BATCH {
+        ready.clear_ready();
+    }
+    Ok(records)
 }
 
 fn line<T: Serialize>(reply: &Reply<T>) -> String {

@@ -77,7 +77,10 @@ impl Agent {
         let remembered = self.state.get().endpoints.len();
         let lost = self.datapath.iter().map(events_lost).sum::<Result<u64, Failure>>()?;
         Ok(Status {
-            healthy: !self.is_behind() && self.last_pass.is_some() && self.waiting.is_empty(),
+            healthy: self.source_error.is_none()
+                && self.error.is_none()
+                && self.last_pass.is_some()
+                && self.waiting.is_empty(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.settings.node.clone(),
             source: Source {

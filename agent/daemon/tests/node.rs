@@ -4,8 +4,10 @@
 
 mod support;
 
+use std::time::Duration;
+
 use serde_json::json;
-use support::{Namespace, Node, echo};
+use support::{Namespace, Node, echo, pause};
 
 const NODE: &str = "
 apiVersion: v1
@@ -96,6 +98,7 @@ fn pods_reach_each_other_and_the_node_as_policy_says() {
     assert!(error.contains("wrong.yaml"), "{error}");
     a.fails_to_reach(&server4);
     node.delete("wrong.yaml");
+    node.wait_for("objects are good again");
     node.delete("deny.yaml");
     println!("allow: {}", node.wait_for("maps are as the objects say").trim());
     echo(&mut a.reach(&server4));
@@ -158,6 +161,48 @@ fn what_was_not_finished_is_removed_by_the_next_start() {
     assert!(links.contains("weir_1") && !links.contains("weir_2") && !links.contains("weir_99"), "{links}");
     node.add("x/b", &b);
     echo(&mut a.reach(&b.listen("10.244.1.6:80")));
+}
+
+/// Moments are chosen by a seed: `WEIR_SEED`, as many as `WEIR_KILLS` says.
+#[test]
+fn a_first_start_that_is_killed_at_any_moment_is_healed_by_the_next() {
+    if skipped() {
+        return;
+    }
+    let number = |name: &str, otherwise: u32| std::env::var(name).map_or(otherwise, |text| text.parse().unwrap());
+    let (mut seed, kills) = (number("WEIR_SEED", std::process::id()), number("WEIR_KILLS", 5));
+    println!("WEIR_SEED={seed}");
+    let prefix = format!("weir-te-{}", std::process::id());
+    let (a, b) = (Namespace::new(format!("{prefix}-a")), Namespace::new(format!("{prefix}-b")));
+    for round in 0..kills {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let moment = Duration::from_millis(u64::from(seed >> 16) % 1200);
+        println!("round {round}: killed after {moment:?}");
+        let mut node = Node::new(&prefix);
+        node.write("cluster.yaml", &[NODE, &pod("a", 5), &pod("b", 6)].concat());
+        node.spawn();
+        std::thread::scope(|scope| {
+            let adding = scope.spawn(|| {
+                for _ in 0..200 {
+                    if node.try_to_add("x/a", &a).and_then(|()| node.try_to_add("x/b", &b)).is_ok() {
+                        break;
+                    }
+                    pause(Duration::from_millis(5));
+                }
+            });
+            pause(moment);
+            let id = node.id().to_string();
+            support::run("kill", &["-KILL", &id]);
+            adding.join().unwrap();
+        });
+        node.kill();
+        node.start();
+        node.add("x/a", &a);
+        node.add("x/b", &b);
+        echo(&mut a.reach(&b.listen("10.244.1.6:80")));
+        let status = node.ask(r#"{"request":"status"}"#);
+        assert_eq!((&status["ok"]["healthy"], &status["ok"]["endpoints"]), (&json!(true), &json!([2, 2])), "{status}");
+    }
 }
 
 #[test]

@@ -51,12 +51,19 @@ impl RingReader {
     /// Takes all records that are ready, in order.
     #[must_use]
     pub fn drain(&mut self) -> Vec<Vec<u8>> {
+        self.take(usize::MAX)
+    }
+
+    /// Takes records that are ready, in order, but not more than `most`: programs may add them faster than they are used.
+    #[must_use]
+    pub fn take(&mut self, most: usize) -> Vec<Vec<u8>> {
         let mut records = Vec::new();
         let Some(mut at) = self.consumer.load_u64(0) else {
             return records;
         };
-        while let Some(record) = self.record(at) {
-            let (len, data) = record;
+        while records.len() < most
+            && let Some((len, data)) = self.record(at)
+        {
             records.extend(data);
             at += (len + HEADER).next_multiple_of(8) as u64;
             self.consumer.store_u64(0, at);

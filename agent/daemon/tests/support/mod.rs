@@ -92,6 +92,14 @@ pub fn echo((client, server): &mut (TcpStream, TcpStream)) {
     assert_eq!(&bytes, b"back!");
 }
 
+/// Lets this much time go by.
+pub fn pause(time: Duration) {
+    let (mut never, _other) = UnixStream::pair().unwrap();
+    never.set_read_timeout(Some(time)).unwrap();
+    let error = never.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+}
+
 /// A node with its files; its agent may run or not.
 pub struct Node {
     pub namespace: Namespace,
@@ -144,11 +152,16 @@ impl Node {
         command
     }
 
-    /// Starts the agent and waits for its first pass.
-    pub fn start(&mut self) {
+    /// Starts the agent.
+    pub fn spawn(&mut self) {
         let mut child = self.command().stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         self.agent = Some((child, stderr));
+    }
+
+    /// Starts the agent and waits for its first pass.
+    pub fn start(&mut self) {
+        self.spawn();
         self.wait_for("maps are as the objects say");
     }
 
@@ -166,10 +179,16 @@ impl Node {
         }
     }
 
+    /// The agent's process.
+    pub fn id(&self) -> u32 {
+        self.agent.as_ref().unwrap().0.id()
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         let (mut child, _) = self.agent.take().unwrap();
-        child.kill().unwrap();
+        // It may be dead already.
+        let _ = child.kill();
         child.wait().unwrap();
     }
 
@@ -181,6 +200,13 @@ impl Node {
         stderr.read_to_string(&mut text).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(0), "{text}");
         assert!(text.contains("traffic and policy go on"), "{text}");
+    }
+
+    /// Asks for an endpoint, whatever comes of it.
+    pub fn try_to_add(&self, pod: &str, namespace: &Namespace) -> std::io::Result<()> {
+        let mut stream = UnixStream::connect(self.folder.path().join("socket"))?;
+        let path = namespace.path.display();
+        writeln!(stream, "{{\"request\":\"endpoint-add\",\"pod\":\"{pod}\",\"netns\":\"{path}\"}}")
     }
 
     pub fn client(&self) -> Client {
