@@ -1,4 +1,5 @@
 //! One hook on an established flow, per engine: `cargo bench -p benches --bench engines`.
+#![expect(clippy::expect_used, reason = "a benchmark that cannot run ends")]
 
 use benches::paths::{self, PATHS, Segment};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
