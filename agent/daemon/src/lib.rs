@@ -14,7 +14,7 @@
 //!
 //! One thread does everything in turn; it is never asked anything that takes long. Capabilities: `CAP_BPF` and
 //! `CAP_NET_ADMIN` (maps, programs, devices), `CAP_SYS_ADMIN` (entering pods' network namespaces, mounting the bpf file
-//! system), `CAP_PERFMON` where the verifier asks for it.
+//! system).
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
