@@ -35,8 +35,8 @@ pub enum Request {
         /// Which.
         endpoint: String,
     },
-    /// Connects a pod of this node: makes a veth pair, configures the pod's end, attaches the datapath. Returns the
-    /// [`Endpoint`]; the same call again returns the same endpoint.
+    /// Connects a pod of this node: makes a veth pair (unless it is given one), configures the pod's end, attaches the
+    /// datapath. Returns the [`Endpoint`]; the same call again returns the same endpoint.
     EndpointAdd {
         /// `NAMESPACE/NAME`.
         pod: String,
@@ -45,6 +45,10 @@ pub enum Request {
         /// Name of the device in the pod.
         #[serde(default = "eth0")]
         ifname: String,
+        /// The node's end of a veth pair that is there already, whose other end is the pod's device. Stays when the
+        /// endpoint goes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<String>,
     },
     /// Disconnects a pod and removes its devices: [`Endpoint`] that went.
     EndpointDelete {

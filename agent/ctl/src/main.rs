@@ -88,6 +88,9 @@ enum EndpointCommand {
         /// Name of its device.
         #[arg(long, default_value = "eth0")]
         ifname: String,
+        /// The node's end of a veth pair that is there already; otherwise a pair is made.
+        #[arg(long, value_name = "NAME")]
+        device: Option<String>,
     },
     /// Disconnects a pod.
     Delete {
@@ -130,10 +133,10 @@ fn run(arguments: Arguments) -> Result<bool, Failed> {
             let endpoint: Endpoint = client.ask(&Request::EndpointGet { endpoint })?;
             show(&mut out, json, &endpoint, endpoint_text)?;
         }
-        Command::Endpoint(EndpointCommand::Add { pod, netns, ifname }) => {
+        Command::Endpoint(EndpointCommand::Add { pod, netns, ifname, device }) => {
             // The agent has a working directory of its own.
             let netns = std::path::absolute(&netns)?.display().to_string();
-            let endpoint: Endpoint = client.ask(&Request::EndpointAdd { pod, netns, ifname })?;
+            let endpoint: Endpoint = client.ask(&Request::EndpointAdd { pod, netns, ifname, device })?;
             show(&mut out, json, &endpoint, endpoint_text)?;
         }
         Command::Endpoint(EndpointCommand::Delete { endpoint }) => {

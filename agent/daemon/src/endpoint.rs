@@ -8,14 +8,21 @@ use datapath_abi::Hook;
 use crate::agent::{Agent, GATEWAY_MAC, device_name, parse_name};
 use crate::net::pod::{Connection, Netns};
 use crate::state::SavedEndpoint;
-use crate::{Failure, sysctl};
+use crate::{Failure, net, sysctl};
 
 impl Agent {
     /// Connects a pod. The same call again gives the same endpoint.
     ///
     /// # Errors
-    /// A pod that is not of this node, a namespace that is not there, a device that is there already.
-    pub async fn add_endpoint(&mut self, pod: &str, netns: &str, ifname: &str) -> Result<u16, Failure> {
+    /// A pod that is not of this node, a namespace that is not there, a device that is there already (or, where `device`
+    /// gives one, is not).
+    pub async fn add_endpoint(
+        &mut self,
+        pod: &str,
+        netns: &str,
+        ifname: &str,
+        device: Option<&str>,
+    ) -> Result<u16, Failure> {
         let model = self.model.clone().ok_or_else(|| Failure::input("the objects have not been read yet"))?;
         let name = parse_name(pod).ok_or_else(|| Failure::input(format!("`{pod}`: must be NAMESPACE/NAME")))?;
         let found = model.pods().get(&name).ok_or_else(|| Failure::input(format!("no pod `{name}`")))?;
@@ -32,8 +39,11 @@ impl Agent {
         if namespace.id == Netns::own()?.id {
             return Err(Failure::input(format!("{netns} is the node's own network namespace")));
         }
-        if let Some(id) = self.same_endpoint(&name, &namespace, ifname).await? {
+        if let Some(id) = self.same_endpoint(&name, &namespace, ifname, device).await? {
             return Ok(id);
+        }
+        if let Some(device) = device {
+            self.check_given(device).await?;
         }
         if self.network.is_none() || self.datapath.is_none() {
             self.sync().await?;
@@ -41,7 +51,7 @@ impl Agent {
         let network = self.network.clone().ok_or_else(|| Failure::input("the node's network is not there yet"))?;
         let id = self.free_number()?;
         let wanted = Connection {
-            device: device_name(id),
+            device: device.map_or_else(|| device_name(id), str::to_owned),
             device_mac: GATEWAY_MAC,
             ifname: ifname.to_owned(),
             mac: pod_mac(id),
@@ -54,6 +64,7 @@ impl Agent {
             netns: namespace.id,
             ifname: ifname.to_owned(),
             device: wanted.device.clone(),
+            given: device.is_some(),
             mac: wanted.mac,
             addresses: wanted.addresses.clone(),
             ready: false,
@@ -61,7 +72,7 @@ impl Agent {
         self.state.change(|state| {
             state.endpoints.insert(id, saved);
         })?;
-        let made = self.connect(id, &wanted, &namespace).await;
+        let made = self.connect(id, &wanted, &namespace, device.is_some()).await;
         if let Err(error) = made {
             self.remove_endpoint(id).await?;
             return Err(error);
@@ -71,8 +82,11 @@ impl Agent {
         Ok(id)
     }
 
-    async fn connect(&mut self, id: u16, wanted: &Connection, namespace: &Netns) -> Result<(), Failure> {
-        let ifindex = self.net.make_pair(namespace, wanted).await?;
+    async fn connect(&mut self, id: u16, wanted: &Connection, namespace: &Netns, given: bool) -> Result<(), Failure> {
+        let ifindex = match given {
+            true => self.net.take_over(wanted).await?,
+            false => self.net.make_pair(namespace, wanted).await?,
+        };
         if let Some((setting, value)) = sysctl::pod_device(&wanted.device)? {
             self.change_sysctl(setting, value)?;
         }
@@ -95,16 +109,40 @@ impl Agent {
     }
 
     /// The endpoint that a pod has already, if it is what is asked for.
-    async fn same_endpoint(&self, pod: &Name, namespace: &Netns, ifname: &str) -> Result<Option<u16>, Failure> {
+    async fn same_endpoint(
+        &self,
+        pod: &Name,
+        namespace: &Netns,
+        ifname: &str,
+        device: Option<&str>,
+    ) -> Result<Option<u16>, Failure> {
         let pod = pod.to_string();
         let Some((id, saved)) = self.state.get().endpoints.iter().find(|(_, saved)| saved.pod == pod) else {
             return Ok(None);
         };
         let there = self.net.link(&saved.device).await?.is_some();
-        if saved.ready && there && saved.netns == namespace.id && saved.ifname == ifname {
+        let same_device = device.map_or(!saved.given, |device| saved.given && saved.device == device);
+        if saved.ready && there && same_device && saved.netns == namespace.id && saved.ifname == ifname {
             return Ok(Some(*id));
         }
         Err(Failure::input(format!("pod `{pod}` has endpoint {id} in another place: delete it first")))
+    }
+
+    /// A device that is given must be nobody's yet.
+    async fn check_given(&self, device: &str) -> Result<(), Failure> {
+        if device.starts_with(net::OWN) {
+            return Err(Failure::input(format!("device `{device}`: names that begin with `{}` are weir's", net::OWN)));
+        }
+        let found = self.net.link(device).await?;
+        let found = found.ok_or_else(|| Failure::input(format!("there is no device `{device}`")))?;
+        if !found.veth {
+            return Err(Failure::input(format!("device `{device}` is no end of a veth pair")));
+        }
+        let endpoints = self.state.get().endpoints.iter();
+        match endpoints.into_iter().find(|(_, saved)| saved.device == device) {
+            Some((id, _)) => Err(Failure::input(format!("device `{device}` is that of endpoint {id}"))),
+            None => Ok(()),
+        }
     }
 
     /// Disconnects a pod: first its entries go, then its device.
@@ -120,6 +158,7 @@ impl Agent {
         if let Some(model) = self.model.clone() {
             self.reconcile(&model)?;
         }
+        // A device that was given only loses its programs, with `recover`.
         self.net.remove(&device_name(id)).await?;
         self.state.change(|state| {
             state.endpoints.remove(&id);

@@ -150,8 +150,8 @@ impl Agent {
             Request::Status {} => reply(self.status().await),
             Request::EndpointList {} => reply(self.endpoints()),
             Request::EndpointGet { endpoint } => reply(self.find_endpoint(&endpoint).and_then(|id| self.endpoint(id))),
-            Request::EndpointAdd { pod, netns, ifname } => {
-                let added = self.add_endpoint(&pod, &netns, &ifname).await;
+            Request::EndpointAdd { pod, netns, ifname, device } => {
+                let added = self.add_endpoint(&pod, &netns, &ifname, device.as_deref()).await;
                 reply(added.and_then(|id| self.endpoint(id)))
             }
             Request::EndpointDelete { endpoint } => {

@@ -59,6 +59,8 @@ pub struct SavedEndpoint {
     pub ifname: String,
     /// Device of the node.
     pub device: String,
+    /// Somebody else made the device, and it stays theirs.
+    pub given: bool,
     /// The pod's Ethernet address.
     pub mac: [u8; 6],
     /// The pod's addresses.

@@ -163,6 +163,39 @@ fn what_was_not_finished_is_removed_by_the_next_start() {
     echo(&mut a.reach(&b.listen("10.244.1.6:80")));
 }
 
+#[test]
+fn a_pair_that_is_given_is_used_and_stays() {
+    if skipped() {
+        return;
+    }
+    let Lab { mut node, a, b } = lab("weir-tf");
+    node.ask(r#"{"request":"endpoint-delete","endpoint":"x/b"}"#);
+    let target = b.name.clone();
+    node.namespace.inside(|| {
+        support::run("ip", &["link", "add", "theirs", "type", "veth", "peer", "name", "eth0", "netns", &target])
+    });
+    let add = |device: &str| {
+        let path = b.path.display();
+        format!(r#"{{"request":"endpoint-add","pod":"x/b","netns":"{path}","device":"{device}"}}"#)
+    };
+    for (wrong, why) in [("absent", "there is no device"), ("lo", "is no end of a veth"), ("weir_1", "are weir's")] {
+        let refused = node.ask(&add(wrong));
+        let message = refused["error"]["message"].as_str().unwrap();
+        assert!(message.contains(why) && refused["error"]["input"] == json!(true), "{refused}");
+    }
+    let made = node.ask(&add("theirs"));
+    assert_eq!(made["ok"]["device"], json!("theirs"), "{made}");
+    echo(&mut a.reach(&b.listen("10.244.1.6:80")));
+    node.kill();
+    node.start();
+    assert_eq!(node.ask(&add("theirs")), made);
+    echo(&mut a.reach(&b.listen("10.244.1.6:80")));
+    node.ask(r#"{"request":"endpoint-delete","endpoint":"x/b"}"#);
+    let status = node.ask(r#"{"request":"status"}"#);
+    assert!(!status["ok"]["attached"].to_string().contains("theirs"), "{status}");
+    node.namespace.inside(|| support::run("ip", &["link", "show", "theirs"]));
+}
+
 /// Moments are chosen by a seed: `WEIR_SEED`, as many as `WEIR_KILLS` says.
 #[test]
 fn a_first_start_that_is_killed_at_any_moment_is_healed_by_the_next() {

@@ -1,8 +1,8 @@
 //! Devices, addresses, routes and neighbours, through route netlink. Every step can be repeated: what is there as it
 //! should be is left alone.
 //!
-//! Invariant: devices called `weir_*` are weir's; no other device is ever made, changed or removed (underlay devices only
-//! get programs and, where needed, one setting).
+//! Invariant: devices called `weir_*` are weir's; no other device is ever made or removed. Others are changed in two cases:
+//! devices to other nodes get programs and, where needed, one setting; a veth pair that is given for a pod is configured.
 
 pub mod pod;
 
@@ -69,6 +69,8 @@ pub struct Link {
     pub index: u32,
     /// Bytes of an IP packet, at most.
     pub mtu: u32,
+    /// Whether it is one end of a veth pair.
+    pub veth: bool,
     /// UDP port, for a vxlan device in metadata mode.
     metadata_port: Option<u16>,
 }
@@ -291,11 +293,12 @@ fn read_destination(message: &RouteMessage) -> Option<Prefix> {
 }
 
 fn read_link(message: &LinkMessage) -> Link {
-    let mut link = Link { index: message.header.index, mtu: 0, metadata_port: None };
+    let mut link = Link { index: message.header.index, mtu: 0, veth: false, metadata_port: None };
     for attribute in &message.attributes {
         if let LinkAttribute::Mtu(mtu) = attribute {
             link.mtu = *mtu;
         } else if let LinkAttribute::LinkInfo(infos) = attribute {
+            link.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
             link.metadata_port = infos.iter().find_map(metadata_port);
         }
     }

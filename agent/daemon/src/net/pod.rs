@@ -101,6 +101,18 @@ impl Net {
             .build();
         Ok(self.add(&wanted.device, message).await?.index)
     }
+
+    /// Makes the node's end of a pair that is there like one that is made. Returns its number.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub async fn take_over(&self, wanted: &Connection) -> Result<u32, NetError> {
+        let missing = || failed_io(format!("device {}", wanted.device))(io::ErrorKind::NotFound.into());
+        let index = self.link(&wanted.device).await?.ok_or_else(missing)?.index;
+        let message = LinkUnspec::new_with_index(index).mtu(wanted.mtu).address(wanted.device_mac.to_vec());
+        self.set(&wanted.device, message.down().build()).await?;
+        Ok(index)
+    }
 }
 
 impl Connection {
@@ -116,6 +128,9 @@ impl Connection {
         let missing = || failed_io(format!("device {} of the pod", self.ifname))(io::ErrorKind::NotFound.into());
         net.up("lo", 1).await?;
         let index = net.link(&self.ifname).await?.ok_or_else(missing)?.index;
+        // As it is already, unless the pair was given.
+        let like = LinkUnspec::new_with_index(index).mtu(self.mtu).address(self.mac.to_vec());
+        net.set(&self.ifname, like.build()).await?;
         for address in &self.addresses {
             net.ensure_address(index, *address).await?;
         }
