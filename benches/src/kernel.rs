@@ -46,7 +46,7 @@ impl Cost {
 /// How a path is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Flows that take turns, one packet each: 1, or a power of two.
+    /// Flows that take turns, one packet each.
     pub flows: u16,
     /// Policy entries beside those that match, per endpoint and direction.
     pub more_policy: u32,
@@ -133,7 +133,7 @@ fn wrapper(frame: &[u8], calls: i32, slot: u32, flows: u16, ipv6: bool) -> Vec<I
             Insn::load(Size::Word, 3, 6, 48),
             Insn::alu(0x07, 3, 1),
             Insn::store(Size::Word, 6, 48, 3),
-            Insn::alu(0x57, 3, i32::from(flows) - 1),
+            Insn::alu(0x97, 3, i32::from(flows)), // modulo
             Insn::alu(
                 0x07,
                 3,

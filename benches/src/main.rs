@@ -52,7 +52,7 @@ fn kernel_table(filter: &str) -> Result<()> {
         "{:<16} {:>7} {:>9} {:>6} {:>8} {:>10} {:>8}",
         "path", "flows", "policies", "floor", "net min", "net median", "multiple"
     );
-    let loads = [(1, 0), (1, 1000), (8192, 0), (32_768, 0)];
+    let loads = [(1, 0), (1, 1000), (10_000, 0), (30_000, 0)];
     for path in paths::PATHS.iter().filter(|path| path.name.contains(filter)) {
         for (flows, more_policy) in loads {
             let cost = kernel::measure(path, &Load { flows, more_policy })?;

@@ -6,9 +6,12 @@
 //! closed on both sides lives `tcp_closing` more, a SYN on a closing flow opens a new one, a first segment without SYN
 //! gets the long timeout at once.
 
+use core::ops::DerefMut;
+
 use datapath_abi::events::FlowState;
 use datapath_abi::{Config, CtEntry, CtFlags, CtSide};
 
+use crate::facts::Facts;
 use crate::family::{Ends, Family};
 use crate::packet::Packet;
 use crate::parse::{self, Class, Parsed, Tuple};
@@ -89,20 +92,47 @@ impl<F: Family> Flow<F> {
     }
 }
 
-/// Looks the packet's flow up, and moves its state on.
+/// A packet's flow and what the table knows of it.
+#[derive(Clone, Copy)]
+pub struct Found<F: Family, E> {
+    /// The flow.
+    pub flow: Flow<F>,
+    /// Its entry.
+    pub entry: Option<E>,
+}
+
+/// Looks the packet's flow up; `None` for packets that are no flow. Done before anything that does not need the answer:
+/// where there are many flows, waiting for memory is most of the cost, and the processor goes on meanwhile.
 #[inline(always)]
-pub fn track<F: Family, T: CtTable<F> + Node>(
+pub fn find<'a, F: Family, T: CtTable<F>>(
+    tables: &'a T,
+    facts: &Facts<F>,
+    parsed: &Parsed,
+) -> Option<Found<F, T::Flow<'a>>> {
+    match parsed.class {
+        Class::Tcp | Class::Datagram => {
+            let flow = Flow::of(&facts.tuple);
+            let entry = tables.flow(&flow.key);
+            Some(Found { flow, entry })
+        }
+        Class::Error | Class::Single => None,
+    }
+}
+
+/// Moves the flow's state on.
+#[inline(always)]
+pub fn track<F: Family, T: Node, E: DerefMut<Target = CtEntry>>(
     tables: &T,
-    flow: &Flow<F>,
+    found: &mut Found<F, E>,
     class: Class,
     tcp_flags: u8,
     source: &Side,
     destination: &Side,
 ) -> Track {
     let now = tables.now();
-    let settings = tables.config();
-    match tables.flow(&flow.key) {
-        Some(mut entry) => advance(&mut entry, flow.source_is_lo, class, tcp_flags, source, destination, now, settings),
+    let lo = found.flow.source_is_lo;
+    match &mut found.entry {
+        Some(entry) => advance(entry, lo, class, tcp_flags, source, destination, now, tables.config()),
         None => Track::NEW,
     }
 }

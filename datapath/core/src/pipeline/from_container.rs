@@ -9,7 +9,7 @@ use datapath_abi::metrics::FORWARDED;
 use datapath_abi::{CallSlot, Config, Direction, DropReason, Identity, IpEntry, IpFlags, TracePoint, config};
 
 use super::{Outcome, deliver, enter, police, side, trace, tunnel};
-use crate::conntrack::Side;
+use crate::conntrack::{self, Side};
 use crate::facts::Facts;
 use crate::family::{Family, V4};
 use crate::ipcache;
@@ -41,6 +41,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
     if F::on_link(facts) {
         return Ok(Verdict::call(CallSlot::Neighbour));
     }
+    let found = conntrack::find(tables, facts, &parsed);
     let source = tables.owner(&facts.tuple.source).ok_or(DropReason::InvalidSourceIp)?;
     if source.ifindex != facts.ifindex {
         return Err(DropReason::InvalidSourceIp);
@@ -58,7 +59,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
         Some(entry) => side(entry, source_identity),
         None => Side::default(),
     };
-    let report = police(packet, tables, facts, &parsed, &sender, &receiver)?;
+    let report = police(packet, tables, facts, &parsed, found, &sender, &receiver)?;
     facts.direction = Direction::Egress;
     let (verdict, point) = match owner.entry() {
         Some(entry) => forward(packet, tables, facts, source_identity, entry)?,

@@ -3,7 +3,7 @@
 use datapath_abi::{CallSlot, DropReason, IpFlags, TracePoint, config};
 
 use super::{Outcome, deliver, enter, police, side, trace};
-use crate::conntrack::Side;
+use crate::conntrack::{self, Side};
 use crate::facts::Facts;
 use crate::family::{Family, V4};
 use crate::ipcache;
@@ -34,6 +34,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
         Some(_) | None => return Ok(Verdict::PASS),
     };
     let parsed = F::parse(packet, tables, facts)?;
+    let found = conntrack::find(tables, facts, &parsed);
     facts.endpoint = destination.endpoint;
     facts.destination_identity = destination.identity;
     let source = ipcache::resolve(tables, &facts.tuple.source);
@@ -46,7 +47,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
     }
     facts.source_identity = source.identity();
     let receiver = side(&destination, facts.source_identity);
-    let report = police(packet, tables, facts, &parsed, &Side::default(), &receiver)?;
+    let report = police(packet, tables, facts, &parsed, found, &Side::default(), &receiver)?;
     let outcome = deliver::<F, P>(packet, tables.config(), &destination);
     if report && outcome.is_ok() {
         trace(tables, facts, TracePoint::ToEndpoint);

@@ -3,7 +3,7 @@
 use datapath_abi::{CallSlot, DropReason, IpFlags, TracePoint, config, ids};
 
 use super::{Outcome, deliver, enter, police, side, trace};
-use crate::conntrack::Side;
+use crate::conntrack::{self, Side};
 use crate::facts::Facts;
 use crate::family::{Family, V4};
 use crate::packet::Packet;
@@ -42,9 +42,10 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
         return Err(DropReason::Unroutable);
     }
     let parsed = F::parse(packet, tables, facts)?;
+    let found = conntrack::find(tables, facts, &parsed);
     facts.endpoint = destination.endpoint;
     let receiver = side(&destination, facts.source_identity);
-    let report = police(packet, tables, facts, &parsed, &Side::default(), &receiver)?;
+    let report = police(packet, tables, facts, &parsed, found, &Side::default(), &receiver)?;
     let outcome = deliver::<F, P>(packet, tables.config(), &destination);
     if report && outcome.is_ok() {
         trace(tables, facts, TracePoint::ToEndpoint);

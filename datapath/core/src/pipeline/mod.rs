@@ -11,7 +11,7 @@ use datapath_abi::events::{EventKind, FlowState};
 use datapath_abi::metrics::{EVENT_LOST, FORWARDED};
 use datapath_abi::{Be16, Config, Direction, DropReason, IpEntry, TracePoint, config, policy as codes};
 
-use crate::conntrack::{self, Flow, Side};
+use crate::conntrack::{self, Flow, Found, Side};
 use crate::edit;
 use crate::facts::Facts;
 use crate::family::Family;
@@ -70,12 +70,13 @@ pub fn police<F: Family, P: Packet, T: Tables<F>>(
     tables: &T,
     facts: &mut Facts<F>,
     parsed: &Parsed,
+    found: Option<Found<F, T::Flow<'_>>>,
     source: &Side,
     destination: &Side,
 ) -> Result<bool, DropReason> {
-    match parsed.class {
-        Class::Tcp | Class::Datagram => police_flow(tables, facts, parsed, source, destination),
-        Class::Error | Class::Single => police_single(packet, tables, facts, parsed, source, destination),
+    match found {
+        Some(found) => police_flow(tables, facts, parsed, found, source, destination),
+        None => police_single(packet, tables, facts, parsed, source, destination),
     }
 }
 
@@ -85,11 +86,12 @@ fn police_flow<F: Family, T: Tables<F>>(
     tables: &T,
     facts: &mut Facts<F>,
     parsed: &Parsed,
+    mut found: Found<F, T::Flow<'_>>,
     source: &Side,
     destination: &Side,
 ) -> Result<bool, DropReason> {
-    let flow = Flow::of(&facts.tuple);
-    let track = conntrack::track(tables, &flow, parsed.class, facts.tcp_flags, source, destination);
+    let track = conntrack::track(tables, &mut found, parsed.class, facts.tcp_flags, source, destination);
+    let flow = found.flow;
     facts.state = track.state;
     if track.source_done && track.destination_done {
         return Ok(track.report);

@@ -5,7 +5,7 @@
 use datapath_abi::{CallSlot, DropReason, IpFlags, TracePoint, ids};
 
 use super::{Outcome, enter, police, side, trace};
-use crate::conntrack::Side;
+use crate::conntrack::{self, Side};
 use crate::facts::Facts;
 use crate::family::{Family, V4};
 use crate::ipcache;
@@ -42,6 +42,7 @@ pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut F
 #[inline(always)]
 pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts: &mut Facts<F>) -> Outcome {
     let parsed = F::parse(packet, tables, facts)?;
+    let found = conntrack::find(tables, facts, &parsed);
     if F::IS_V6 && facts.tuple.protocol == l4::ICMP6 && is_neighbour(parsed.port.octets()[1]) {
         return Ok(Verdict::PASS);
     }
@@ -53,7 +54,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
     facts.destination_identity = destination.identity;
     facts.source_identity = source_identity(packet, tables, facts);
     let receiver = side(&destination, facts.source_identity);
-    let report = police(packet, tables, facts, &parsed, &Side::default(), &receiver)?;
+    let report = police(packet, tables, facts, &parsed, found, &Side::default(), &receiver)?;
     if report {
         trace(tables, facts, TracePoint::ToEndpoint);
     }
