@@ -6,8 +6,6 @@
 //! closed on both sides lives `tcp_closing` more, a SYN on a closing flow opens a new one, a first segment without SYN
 //! gets the long timeout at once.
 
-use core::ops::DerefMut;
-
 use datapath_abi::events::FlowState;
 use datapath_abi::{Config, CtEntry, CtFlags, CtSide};
 
@@ -121,18 +119,18 @@ pub fn find<'a, F: Family, T: CtTable<F>>(
 
 /// Moves the flow's state on.
 #[inline(always)]
-pub fn track<F: Family, T: Node, E: DerefMut<Target = CtEntry>>(
+pub fn track<T: Node>(
     tables: &T,
-    found: &mut Found<F, E>,
+    entry: Option<&mut CtEntry>,
+    source_is_lo: bool,
     class: Class,
     tcp_flags: u8,
     source: &Side,
     destination: &Side,
 ) -> Track {
     let now = tables.now();
-    let lo = found.flow.source_is_lo;
-    match &mut found.entry {
-        Some(entry) => advance(entry, lo, class, tcp_flags, source, destination, now, tables.config()),
+    match entry {
+        Some(entry) => advance(entry, source_is_lo, class, tcp_flags, source, destination, now, tables.config()),
         None => Track::NEW,
     }
 }
@@ -196,15 +194,7 @@ pub fn create<F: Family, T: CtTable<F> + Node>(
 
 /// Remembers that a side's policy, asked again, still allows the flow.
 #[inline(always)]
-pub fn renew<F: Family, T: CtTable<F> + Node>(
-    tables: &T,
-    flow: &Flow<F>,
-    source: (&Side, u32),
-    destination: (&Side, u32),
-) {
-    let Some(mut entry) = tables.flow(&flow.key) else {
-        return;
-    };
+pub fn renew(entry: &mut CtEntry, source: (&Side, u32), destination: (&Side, u32)) {
     if source.0.asked() {
         entry.egress = CtSide { revision: source.0.revision, identity: source.0.peer, rule: source.1 };
     }

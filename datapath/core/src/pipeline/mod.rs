@@ -86,12 +86,14 @@ fn police_flow<F: Family, T: Tables<F>>(
     tables: &T,
     facts: &mut Facts<F>,
     parsed: &Parsed,
-    mut found: Found<F, T::Flow<'_>>,
+    found: Found<F, T::Flow<'_>>,
     source: &Side,
     destination: &Side,
 ) -> Result<bool, DropReason> {
-    let track = conntrack::track(tables, &mut found, parsed.class, facts.tcp_flags, source, destination);
-    let flow = found.flow;
+    let Found { flow, mut entry } = found;
+    let (class, tcp_flags) = (parsed.class, facts.tcp_flags);
+    let known = entry.as_deref_mut();
+    let track = conntrack::track(tables, known, flow.source_is_lo, class, tcp_flags, source, destination);
     facts.state = track.state;
     if track.source_done && track.destination_done {
         return Ok(track.report);
@@ -99,14 +101,14 @@ fn police_flow<F: Family, T: Tables<F>>(
     let renewed = |side: &Side, done: bool| if done { Side::default() } else { *side };
     let (source, destination) = (renewed(source, track.source_done), renewed(destination, track.destination_done));
     let (egress_rule, ingress_rule) = ask_both(tables, facts, parsed, &source, &destination)?;
+    let sides = ((&source, egress_rule), (&destination, ingress_rule));
     if track.state == FlowState::New {
-        let sides = ((&source, egress_rule), (&destination, ingress_rule));
-        let created = conntrack::create(tables, &flow, parsed.class, facts.tcp_flags, sides.0, sides.1);
-        if created.is_err() {
+        drop(entry);
+        if conntrack::create(tables, &flow, class, tcp_flags, sides.0, sides.1).is_err() {
             return Err(DropReason::CtCreateFailed);
         }
-    } else {
-        conntrack::renew(tables, &flow, (&source, egress_rule), (&destination, ingress_rule));
+    } else if let Some(entry) = entry.as_deref_mut() {
+        conntrack::renew(entry, sides.0, sides.1);
     }
     Ok(track.report)
 }
