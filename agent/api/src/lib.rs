@@ -119,6 +119,12 @@ pub struct Status {
     pub last_pass: Option<Pass>,
     /// Endpoints that are remembered, and those of them that are in the maps.
     pub endpoints: (usize, usize),
+    /// How pods of other nodes are reached: `tunnel` or `native`.
+    pub routing: String,
+    /// Bytes of an IP packet in a pod, at most; 0: not known yet.
+    pub mtu: u32,
+    /// Why there is no route to pods of other nodes.
+    pub unreachable: Vec<String>,
     /// Endpoints that are not in the maps, each with the reason.
     pub waiting: Vec<String>,
     /// Devices with the datapath's programs: `device: program, program`.

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use agent_api::Pass;
 use agent_core::model::{Name, Node, Object, read_objects};
-use agent_core::{Compiled, IdentityAllocator, Limits, LocalEndpoint, Model, Prefix, reconcile};
+use agent_core::{Compiled, IdentityAllocator, Limits, LocalEndpoint, Model, reconcile};
 use datapath_abi::{Addr4, Addr6, Be16, Config, CtEntry, Hook, Mac, MapId, config};
 use datapath_kernel::{Jiffies, RingReader};
 use zerocopy::FromBytes as _;
@@ -18,35 +18,13 @@ use zerocopy::FromBytes as _;
 use crate::Failure;
 use crate::datapath::{Datapath, Folder};
 use crate::net::{self, Net};
+use crate::network::Network;
 use crate::settings::Settings;
 use crate::source::{Directory, Files};
 use crate::state::{Placement, Saved, StateFile};
-use crate::sysctl;
 
 /// Ethernet address of the node's side of every veth.
 pub const GATEWAY_MAC: [u8; 6] = [0x02, 0, b'w', b'e', b'i', b'r'];
-/// Bytes that VXLAN adds over IPv4, and over IPv6.
-const OVERHEAD: [u32; 2] = [50, 70];
-/// Bytes, where there is no device to other nodes.
-const ETHERNET_MTU: u32 = 1500;
-
-/// What was made of the node's own network.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Network {
-    /// The nodes it was made for.
-    nodes: Vec<Node>,
-    /// Bytes of an IP packet in a pod, at most.
-    pub mtu: u32,
-    /// The gateway of each family.
-    pub gateways: Vec<IpAddr>,
-    /// Number of the tunnel device.
-    tunnel: u32,
-    /// Number of the host device.
-    host: u32,
-    /// Devices to other nodes.
-    underlay: BTreeMap<String, u32>,
-}
-
 /// The agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -211,78 +189,18 @@ impl Agent {
         self.compiled = Some(compiled);
         self.make_network(&own, model.nodes()).await?;
         self.make_datapath(&own, model.dual_stack())?;
+        if self.network.as_ref().is_some_and(|network| network.tunnel == 0) {
+            self.net.remove(net::TUNNEL).await?;
+        }
         if self.devices.is_empty() {
             self.recover().await?;
         }
         self.reconcile(&model)
     }
 
-    /// Tunnel, host device, routes.
-    async fn make_network(&mut self, own: &Node, nodes: &[Node]) -> Result<(), Failure> {
-        if self.network.as_ref().is_some_and(|network| network.nodes == nodes) {
-            return Ok(());
-        }
-        let (links, addresses) = (self.net.links().await?, self.net.addresses().await?);
-        let mut underlay = BTreeMap::new();
-        for name in &self.settings.devices {
-            let link = links.get(name).ok_or_else(|| Failure::input(format!("there is no device `{name}`")))?;
-            underlay.insert(name.clone(), link.index);
-        }
-        if self.settings.devices.is_empty() {
-            let holders: BTreeSet<u32> = own.addresses.iter().filter_map(|own| addresses.get(own)).copied().collect();
-            let found = links.iter().filter(|(_, link)| link.index != 1 && holders.contains(&link.index));
-            underlay.extend(found.map(|(name, link)| (name.clone(), link.index)));
-            if underlay.is_empty() && nodes.len() > 1 {
-                let own: Vec<String> = own.addresses.iter().map(ToString::to_string).collect();
-                let own = own.join(" or ");
-                return Err(Failure::input(format!(
-                    "no device has this node's address {own}: give it one, or set `devices`"
-                )));
-            }
-        }
-        let smallest = underlay.keys().filter_map(|name| links.get(name)).map(|link| link.mtu).min();
-        let over_ipv6 = own.underlay().is_some_and(|address| address.is_ipv6());
-        let room = smallest.unwrap_or(ETHERNET_MTU).saturating_sub(OVERHEAD[usize::from(over_ipv6)]);
-        let mtu = if self.settings.mtu == 0 { room } else { self.settings.mtu };
-        let tunnel = self.net.ensure_tunnel(self.settings.tunnel_port, mtu).await?;
-        let host = self.net.ensure_host(mtu).await?;
-        let gateways: Vec<IpAddr> = own.pod_cidrs.iter().filter_map(|prefix| first_address(*prefix)).collect();
-        for gateway in &gateways {
-            self.net.ensure_address(host, *gateway).await?;
-            if gateway.is_ipv4() {
-                self.net.ensure_address(tunnel, *gateway).await?;
-            }
-        }
-        let source = |prefix: Prefix| {
-            let usable = |address: &&IpAddr| address.is_ipv4() == prefix.is_ipv4() && addresses.contains_key(address);
-            own.addresses.iter().find(usable).copied()
-        };
-        let prefixes = nodes.iter().flat_map(|node| &node.pod_cidrs);
-        let routes: Vec<_> = prefixes.map(|prefix| (*prefix, source(*prefix))).collect();
-        self.net.ensure_routes(host, &routes).await?;
-        for name in underlay.keys() {
-            if let Some((setting, value)) = sysctl::underlay_device(name)? {
-                self.change_sysctl(&setting, value)?;
-            }
-        }
-        self.network = Some(Network { nodes: nodes.to_vec(), mtu, gateways, tunnel, host, underlay });
-        Ok(())
-    }
-
-    /// Changes a setting of the node that outlives weir's devices; its value before is remembered first.
-    pub(crate) fn change_sysctl(&mut self, name: &str, value: &str) -> Result<(), Failure> {
-        if let Some(before) = sysctl::get(name)? {
-            self.state.change(|saved| {
-                saved.sysctls.entry(name.to_owned()).or_insert(before);
-            })?;
-            sysctl::set(name, value)?;
-        }
-        Ok(())
-    }
-
     fn config(&self, own: &Node, network: &Network, dual_stack: bool) -> Config {
         let flags = [
-            (true, config::TUNNEL),
+            (network.tunnel != 0, config::TUNNEL),
             (self.settings.redirect_peer, config::REDIRECT_PEER),
             (self.settings.verdict_events, config::VERDICT_EVENTS),
             (self.settings.trace_events, config::TRACE_EVENTS),
@@ -320,7 +238,9 @@ impl Agent {
             self.datapath = Some(datapath);
         }
         if let Some(datapath) = &self.datapath {
-            datapath.attach(Hook::FromOverlay, network.tunnel)?;
+            if network.tunnel != 0 {
+                datapath.attach(Hook::FromOverlay, network.tunnel)?;
+            }
             datapath.attach(Hook::FromHost, network.host)?;
             for ifindex in network.underlay.values() {
                 datapath.attach(Hook::FromNetdev, *ifindex)?;
@@ -367,6 +287,7 @@ impl Agent {
         let own = |network: &Network| {
             [(net::TUNNEL, network.tunnel), (net::HOST, network.host)]
                 .iter()
+                .filter(|(_, index)| *index != 0)
                 .all(|(name, index)| links.get(*name).is_some_and(|link| link.index == *index))
         };
         if self.network.take_if(|network| !own(network)).is_some() {
@@ -485,14 +406,6 @@ pub(crate) fn device_name(id: u16) -> String {
 
 fn is_endpoint_device(name: &str) -> bool {
     name.strip_prefix(net::OWN).is_some_and(|id| id.parse::<u16>().is_ok())
-}
-
-/// The first address after a prefix's own.
-fn first_address(prefix: Prefix) -> Option<IpAddr> {
-    Some(match prefix.address() {
-        IpAddr::V4(address) => IpAddr::V4(address.to_bits().checked_add(1)?.into()),
-        IpAddr::V6(address) => IpAddr::V6(address.to_bits().checked_add(1)?.into()),
-    })
 }
 
 /// What was filled in: nodes and addresses of pods whose objects do not have them.

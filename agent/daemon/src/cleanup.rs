@@ -40,6 +40,7 @@ pub fn lock(state: &Path) -> Result<File, Failure> {
 /// The first thing that cannot be removed.
 pub async fn cleanup(settings: &Settings) -> Result<(), Failure> {
     let net = Net::open()?;
+    net.remove_routes().await?;
     for name in net.links().await?.keys().filter(|name| name.starts_with(net::OWN)) {
         net.remove(name).await?;
     }

@@ -6,11 +6,12 @@
 //! | [`source`] | objects as files in a folder |
 //! | [`state`] | what survives a restart |
 //! | [`agent`], [`endpoint`] | everything as the objects say |
-//! | [`net`], [`sysctl`] | devices, addresses, routes, kernel settings |
+//! | [`network`], [`net`], [`sysctl`] | devices, addresses, routes, kernel settings |
 //! | [`datapath`] | maps and programs, pinned |
 //! | [`monitor`] | events with names |
 //! | [`view`], [`server`] | answers on the socket |
 //! | [`cleanup`] | removes everything |
+//! | [`cli`] | the command line |
 //!
 //! One thread does everything in turn; it is never asked anything that takes long. Capabilities: `CAP_BPF` and
 //! `CAP_NET_ADMIN` (maps, programs, devices), `CAP_SYS_ADMIN` (entering pods' network namespaces, mounting the bpf file
@@ -20,10 +21,12 @@
 
 pub mod agent;
 pub mod cleanup;
+pub mod cli;
 pub mod datapath;
 pub mod endpoint;
 pub mod monitor;
 pub mod net;
+pub mod network;
 mod poll;
 pub mod server;
 pub mod settings;

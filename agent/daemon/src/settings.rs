@@ -26,11 +26,18 @@ socket = "/run/weir/agent.sock"
 # Devices towards other nodes. Empty: the one that has this node's address.
 devices = []
 
+# How pods of other nodes are reached. "tunnel": through VXLAN, over any network that carries UDP between nodes. "native":
+# as they are; the network, or routes of this node (`direct-routes`), must know the way. The same on all nodes.
+routing-mode = "tunnel"
+
+# With "native": make routes to the pods of other nodes by their nodes' addresses. They must be on a network of this node.
+direct-routes = true
+
 # UDP port of VXLAN, the same on all nodes.
 tunnel-port = 8472
 
-# Bytes of an IP packet in a pod, at most. 0: what fits into the smallest of the devices after 50 bytes for VXLAN
-# (70 where nodes have only IPv6 addresses).
+# Bytes of an IP packet in a pod, at most. 0: what fits into the smallest of the devices, in a tunnel after 50 bytes for
+# VXLAN (70 where nodes have only IPv6 addresses).
 mtu = 0
 
 # Deliver to pods without passing the node's side of the veth again (bpf_redirect_peer).
@@ -69,6 +76,10 @@ pub struct Settings {
     pub socket: PathBuf,
     /// Devices towards other nodes.
     pub devices: Vec<String>,
+    /// How pods of other nodes are reached.
+    pub routing_mode: RoutingMode,
+    /// Make routes to other nodes, without a tunnel.
+    pub direct_routes: bool,
     /// UDP port of VXLAN.
     pub tunnel_port: u16,
     /// Bytes; 0: from the devices.
@@ -89,6 +100,26 @@ pub struct Settings {
     pub ipv6: bool,
 }
 
+/// How pods of other nodes are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RoutingMode {
+    /// Through VXLAN.
+    Tunnel,
+    /// As they are.
+    Native,
+}
+
+impl RoutingMode {
+    /// As settings have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tunnel => "tunnel",
+            Self::Native => "native",
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -98,6 +129,8 @@ impl Default for Settings {
             bpffs: "/sys/fs/bpf/weir".into(),
             socket: agent_api::SOCKET.into(),
             devices: Vec::new(),
+            routing_mode: RoutingMode::Tunnel,
+            direct_routes: true,
             tunnel_port: 8472,
             mtu: 0,
             redirect_peer: true,

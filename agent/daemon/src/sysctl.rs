@@ -5,6 +5,7 @@
 //! | `net.ipv4.conf.*.rp_filter` | `weir_*`, and devices to other nodes where it is strict | 2 | a pod's packet comes in by its veth, the route to the pod leads to `weir_host` |
 //! | `net.ipv4.conf.*.forwarding` | veths of pods | 1 | from a pod through the node's stack to what is no pod |
 //! | `net.ipv6.conf.*.force_forwarding` | veths of pods | 1 | the same (Linux 6.17; before that `net.ipv6.conf.all.forwarding`) |
+//! | `net.ipv6.conf.*.accept_ra` | devices to other nodes, before Linux 6.17, where it is 1 | 2 | a node that forwards takes router advertisements only so |
 //! | `net.ipv6.conf.*.addr_gen_mode` | `weir_*` | 1 | no link-local addresses, or the node would talk to pods about them |
 //!
 //! A device without an IPv4 address is checked strictly whatever `rp_filter` says, unless it is 0 for all devices; so every
@@ -73,13 +74,23 @@ pub fn pod_device(device: &str) -> io::Result<Option<(&'static str, &'static str
     Ok((get(ALL)?.as_deref() == Some("0")).then_some((ALL, "1")))
 }
 
-/// The setting of a device to other nodes that must be changed, if any: a strict check of return paths.
+/// Settings of a device to other nodes that must be changed: a strict check of return paths; router advertisements, which
+/// the device would no longer accept once the node forwards IPv6 (before Linux 6.17, see [`pod_device`]).
 ///
 /// # Errors
 /// What the kernel says.
-pub fn underlay_device(device: &str) -> io::Result<Option<(String, &'static str)>> {
+pub fn underlay_device(device: &str) -> io::Result<Vec<(String, &'static str)>> {
+    let mut all = Vec::new();
     let own = format!("net/ipv4/conf/{device}/rp_filter");
     // The kernel takes the larger of the two.
     let value = get(&own)?.max(get("net/ipv4/conf/all/rp_filter")?);
-    Ok((value.as_deref() == Some("1")).then_some((own, "2")))
+    if value.as_deref() == Some("1") {
+        all.push((own, "2"));
+    }
+    let accept = format!("net/ipv6/conf/{device}/accept_ra");
+    let forced = get(&format!("net/ipv6/conf/{device}/force_forwarding"))?.is_some();
+    if !forced && get(&accept)?.as_deref() == Some("1") {
+        all.push((accept, "2"));
+    }
+    Ok(all)
 }

@@ -80,7 +80,8 @@ impl Agent {
             healthy: self.source_error.is_none()
                 && self.error.is_none()
                 && self.last_pass.is_some()
-                && self.waiting.is_empty(),
+                && self.waiting.is_empty()
+                && self.network.as_ref().is_none_or(|network| network.unreachable.is_empty()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.settings.node.clone(),
             source: Source {
@@ -92,6 +93,9 @@ impl Agent {
             reconcile_error: self.error.clone(),
             last_pass: self.last_pass,
             endpoints: (remembered, remembered - self.waiting.len().min(remembered)),
+            routing: self.settings.routing_mode.name().to_owned(),
+            mtu: self.network.as_ref().map_or(0, |network| network.mtu),
+            unreachable: self.network.as_ref().map(|network| network.unreachable.clone()).unwrap_or_default(),
             waiting: self.waiting.iter().map(|(id, why)| format!("endpoint {id}: {why}")).collect(),
             attached: self.attached().await?,
             bpffs: self.settings.bpffs.display().to_string(),

@@ -5,17 +5,16 @@
 //! devices to other nodes get programs and, where needed, one setting; a veth pair that is given for a pod is configured.
 
 pub mod pod;
+pub mod routes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt as _;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 
 use agent_core::Prefix;
 
@@ -225,71 +224,6 @@ impl Net {
         }
         Ok(addresses)
     }
-
-    /// Makes these the only routes that lead to the host device: each prefix with the source address that the node's own
-    /// packets take, if any.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub async fn ensure_routes(&self, index: u32, wanted: &[(Prefix, Option<IpAddr>)]) -> Result<(), NetError> {
-        for (prefix, source) in wanted {
-            let step = format!("route to {prefix}");
-            let message = host_route(index, *prefix, *source)?;
-            self.0.route().add(message).replace().execute().await.map_err(failed(step))?;
-        }
-        let keep: BTreeSet<Prefix> = wanted.iter().map(|(prefix, _)| *prefix).collect();
-        for message in self.routes_of(index).await? {
-            if read_destination(&message).is_some_and(|prefix| !keep.contains(&prefix)) {
-                self.0.route().del(message).execute().await.map_err(failed("remove a route to pods"))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Routes that weir has made to a device.
-    async fn routes_of(&self, index: u32) -> Result<Vec<RouteMessage>, NetError> {
-        let mut all = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut question = RouteMessage::default();
-            question.header.address_family = family;
-            let mut found = std::pin::pin!(self.0.route().get(question).execute());
-            while let Some(message) = found.try_next().await.map_err(failed("list routes"))? {
-                let there = message.attributes.contains(&RouteAttribute::Oif(index));
-                if there && message.header.protocol == RouteProtocol::Static {
-                    all.push(message);
-                }
-            }
-        }
-        Ok(all)
-    }
-}
-
-fn host_route(index: u32, prefix: Prefix, source: Option<IpAddr>) -> Result<RouteMessage, NetError> {
-    let wrong = |error| failed_io(format!("route to {prefix}"))(io::Error::other(format!("{error:?}")));
-    let scope = if prefix.is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
-    let builder = RouteMessageBuilder::<IpAddr>::new()
-        .output_interface(index)
-        .protocol(RouteProtocol::Static)
-        .scope(scope)
-        .destination_prefix(prefix.address(), prefix.length())
-        .map_err(wrong)?;
-    Ok(match source {
-        Some(source) => builder.pref_source(source).map_err(wrong)?.build(),
-        None => builder.build(),
-    })
-}
-
-fn read_destination(message: &RouteMessage) -> Option<Prefix> {
-    let length = message.header.destination_prefix_length;
-    message.attributes.iter().find_map(|attribute| {
-        if let RouteAttribute::Destination(RouteAddress::Inet(address)) = attribute {
-            Prefix::new(IpAddr::V4(*address), length)
-        } else if let RouteAttribute::Destination(RouteAddress::Inet6(address)) = attribute {
-            Prefix::new(IpAddr::V6(*address), length)
-        } else {
-            None
-        }
-    })
 }
 
 fn read_link(message: &LinkMessage) -> Link {

@@ -1,13 +1,9 @@
-//! The agent as a process on a node of its own, with two pods and real connections. Needs root; otherwise prints the skip
-//! line.
-#![expect(clippy::unwrap_used, reason = "test code: helpers outside #[test] functions")]
-
-mod support;
+//! One node with two pods.
 
 use std::time::Duration;
 
+use crate::support::{Namespace, Node, echo, pause, run, skipped};
 use serde_json::json;
-use support::{Namespace, Node, echo, pause};
 
 const NODE: &str = "
 apiVersion: v1
@@ -36,14 +32,6 @@ kind: NetworkPolicy
 metadata: {name: deny, namespace: x}
 spec: {podSelector: {matchLabels: {app: b}}, policyTypes: [Ingress]}
 ";
-
-fn skipped() -> bool {
-    let line = datapath_kernel::skip_line();
-    if let Some(line) = &line {
-        println!("{line}");
-    }
-    line.is_some()
-}
 
 struct Lab {
     node: Node,
@@ -151,13 +139,12 @@ fn what_was_not_finished_is_removed_by_the_next_start() {
     let Lab { mut node, a, b } = lab("weir-tc");
     node.kill();
     // The pod's namespace goes while the agent is away, and a device of an endpoint that is not remembered is there.
-    b.inside(|| support::run("ip", &["link", "delete", "eth0"]));
-    node.namespace.inside(|| support::run("ip", &["link", "add", "weir_99", "type", "veth", "peer", "name", "x99"]));
+    b.inside(|| run("ip", &["link", "delete", "eth0"]));
+    node.namespace.inside(|| run("ip", &["link", "add", "weir_99", "type", "veth", "peer", "name", "x99"]));
     node.start();
     let endpoints = node.ask(r#"{"request":"endpoint-list"}"#);
     assert_eq!(endpoints["ok"].as_array().unwrap().len(), 1, "{endpoints}");
-    let links = node.namespace.inside(|| std::process::Command::new("ip").args(["-br", "link"]).output().unwrap());
-    let links = String::from_utf8(links.stdout).unwrap();
+    let links = node.shows("ip", &["-br", "link"]);
     assert!(links.contains("weir_1") && !links.contains("weir_2") && !links.contains("weir_99"), "{links}");
     node.add("x/b", &b);
     echo(&mut a.reach(&b.listen("10.244.1.6:80")));
@@ -171,9 +158,8 @@ fn a_pair_that_is_given_is_used_and_stays() {
     let Lab { mut node, a, b } = lab("weir-tf");
     node.ask(r#"{"request":"endpoint-delete","endpoint":"x/b"}"#);
     let target = b.name.clone();
-    node.namespace.inside(|| {
-        support::run("ip", &["link", "add", "theirs", "type", "veth", "peer", "name", "eth0", "netns", &target])
-    });
+    node.namespace
+        .inside(|| run("ip", &["link", "add", "theirs", "type", "veth", "peer", "name", "eth0", "netns", &target]));
     let add = |device: &str| {
         let path = b.path.display();
         format!(r#"{{"request":"endpoint-add","pod":"x/b","netns":"{path}","device":"{device}"}}"#)
@@ -193,7 +179,7 @@ fn a_pair_that_is_given_is_used_and_stays() {
     node.ask(r#"{"request":"endpoint-delete","endpoint":"x/b"}"#);
     let status = node.ask(r#"{"request":"status"}"#);
     assert!(!status["ok"]["attached"].to_string().contains("theirs"), "{status}");
-    node.namespace.inside(|| support::run("ip", &["link", "show", "theirs"]));
+    node.namespace.inside(|| run("ip", &["link", "show", "theirs"]));
 }
 
 /// Moments are chosen by a seed: `WEIR_SEED`, as many as `WEIR_KILLS` says.
@@ -225,7 +211,7 @@ fn a_first_start_that_is_killed_at_any_moment_is_healed_by_the_next() {
             });
             pause(moment);
             let id = node.id().to_string();
-            support::run("kill", &["-KILL", &id]);
+            run("kill", &["-KILL", &id]);
             adding.join().unwrap();
         });
         node.kill();
@@ -250,15 +236,11 @@ fn cleanup_leaves_nothing() {
     assert_eq!(gone["ok"]["pod"], json!("x/b"), "{gone}");
     node.stop();
     node.cleanup();
-    let shown = |namespace: &Namespace, arguments: &[&str]| {
-        let output = namespace.inside(|| std::process::Command::new("ip").args(arguments).output().unwrap());
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let links = shown(&node.namespace, &["-br", "link"]);
+    let links = node.shows("ip", &["-br", "link"]);
     assert!(!links.contains("weir_") && links.contains("wire"), "{links}");
-    let routes = shown(&node.namespace, &["route"]);
+    let routes = node.shows("ip", &["route"]);
     assert!(!routes.contains("10.244"), "{routes}");
-    assert!(!shown(&a, &["-br", "link"]).contains("eth0"));
+    assert!(!a.shows("ip", &["-br", "link"]).contains("eth0"));
     assert!(!node.bpffs.exists());
     assert!(!node.folder.path().join("state").exists());
     assert!(!node.folder.path().join("socket").exists());

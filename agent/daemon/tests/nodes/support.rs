@@ -16,6 +16,15 @@ const DROPPED: Duration = Duration::from_millis(400);
 /// How long one that is allowed may take: the first IPv6 packet of a device waits up to a second.
 const ALLOWED: Duration = Duration::from_secs(5);
 
+/// Prints the skip line where there is no root.
+pub fn skipped() -> bool {
+    let line = datapath_kernel::skip_line();
+    if let Some(line) = &line {
+        println!("{line}");
+    }
+    line.is_some()
+}
+
 /// Runs a command that must succeed.
 pub fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
@@ -48,6 +57,12 @@ impl Namespace {
             };
             scope.spawn(enter).join().unwrap()
         })
+    }
+
+    /// What a command prints inside.
+    pub fn shows(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.inside(|| Command::new(program).args(arguments).output().unwrap());
+        String::from_utf8(output.stdout).unwrap()
     }
 
     pub fn listen(&self, address: &str) -> TcpListener {
@@ -105,33 +120,70 @@ pub struct Node {
     pub namespace: Namespace,
     pub folder: tempfile::TempDir,
     pub bpffs: PathBuf,
+    name: String,
     agent: Option<(Child, BufReader<ChildStderr>)>,
 }
 
 impl Node {
+    /// A node `n1` of its own.
     pub fn new(prefix: &str) -> Self {
-        let namespace = Namespace::new(format!("{prefix}-node"));
-        namespace.inside(|| {
-            run("ip", &["link", "set", "lo", "up"]);
+        let node = Self::named(prefix, "n1", "");
+        node.namespace.inside(|| {
             run("ip", &["link", "add", "wire", "type", "veth", "peer", "name", "away"]);
             run("ip", &["address", "add", "192.0.2.1/24", "dev", "wire"]);
             run("ip", &["link", "set", "wire", "up"]);
             run("ip", &["link", "set", "away", "up"]);
         });
+        node
+    }
+
+    /// A node without devices to others, with more settings.
+    pub fn named(prefix: &str, name: &str, more: &str) -> Self {
+        let namespace = Namespace::new(format!("{prefix}-{name}"));
+        namespace.inside(|| run("ip", &["link", "set", "lo", "up"]));
         let folder = tempfile::tempdir().unwrap();
-        let bpffs = Path::new("/sys/fs/bpf").join(prefix);
+        let bpffs = Path::new("/sys/fs/bpf").join(format!("{prefix}-{name}"));
         std::fs::create_dir(folder.path().join("objects")).unwrap();
-        let node = Self { namespace, folder, bpffs, agent: None };
-        let path = |name: &str| node.folder.path().join(name).display().to_string();
+        let node = Self { namespace, folder, bpffs, name: name.to_owned(), agent: None };
+        node.configure(more);
+        node
+    }
+
+    /// Two nodes, `n1` and `n2`, 192.0.2.1 and .2, 2001:db8::1 and ::2, on one wire.
+    pub fn pair(prefix: &str, more: &str) -> [Self; 2] {
+        let pair = ["n1", "n2"].map(|name| Self::named(prefix, name, more));
+        let [one, two] = &pair;
+        let other = &two.namespace.name;
+        one.namespace.inside(|| {
+            run("ip", &["link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", other]);
+        });
+        for (node, last) in [(one, 1), (two, 2)] {
+            node.namespace.inside(|| {
+                run("ip", &["address", "add", &format!("192.0.2.{last}/24"), "dev", "wire"]);
+                run("ip", &["address", "add", &format!("2001:db8::{last}/64"), "dev", "wire", "nodad"]);
+                run("ip", &["link", "set", "wire", "up"]);
+            });
+        }
+        pair
+    }
+
+    /// Writes the settings: those of every test, and these.
+    pub fn configure(&self, more: &str) {
+        let path = |name: &str| self.folder.path().join(name).display().to_string();
         let settings = format!(
-            "node = 'n1'\ndirectory = '{}'\nstate = '{}'\nsocket = '{}'\nbpffs = '{}'\nflows = 4096\n",
+            "node = '{}'\ndirectory = '{}'\nstate = '{}'\nsocket = '{}'\nbpffs = '{}'\nflows = 4096\n{more}\n",
+            self.name,
             path("objects"),
             path("state"),
             path("socket"),
-            node.bpffs.display()
+            self.bpffs.display()
         );
         std::fs::write(path("weir.toml"), settings).unwrap();
-        node
+    }
+
+    /// What a command prints in the node's namespace.
+    pub fn shows(&self, program: &str, arguments: &[&str]) -> String {
+        self.namespace.shows(program, arguments)
     }
 
     /// Writes a file of objects at once, as a rename.
