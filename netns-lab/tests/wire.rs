@@ -1,0 +1,107 @@
+//! Captures and what is read from them, on devices of two namespaces; as root.
+#![expect(clippy::unwrap_used, reason = "test code: helpers outside #[test] functions")]
+#![expect(clippy::wildcard_enum_match_arm, reason = "blocks of a file that nobody writes")]
+
+use std::net::UdpSocket;
+
+use netns_lab::capture::{self, Capture, Checksum, Way};
+use netns_lab::place::Place;
+use netns_lab::wire::packet::{Packet, verify};
+
+/// Two places with a cable between them, or `None` where that is not allowed.
+fn cable() -> Option<(Place, Place)> {
+    if let Some(line) = datapath_kernel::skip_line() {
+        println!("{line}");
+        return None;
+    }
+    let (left, right) = (Place::new("left").unwrap(), Place::new("right").unwrap());
+    left.ip(&format!("link add eth0 type veth peer name eth0 netns {}", right.path())).unwrap();
+    for (place, address) in [(&left, "192.0.2.1/24"), (&right, "192.0.2.2/24")] {
+        // Nobody says anything on its own.
+        place.set("ipv6/conf/all/disable_ipv6", "1").unwrap();
+        place.ip(&format!("addr add {address} dev eth0")).unwrap();
+        place.ip("link set eth0 up").unwrap();
+    }
+    Some((left, right))
+}
+
+fn sockets(left: &Place, right: &Place) -> (UdpSocket, UdpSocket) {
+    let bind = |place: &Place, address: &str| {
+        let _inside = place.enter().unwrap();
+        UdpSocket::bind(address).unwrap()
+    };
+    (bind(left, "192.0.2.1:4000"), bind(right, "192.0.2.2:5000"))
+}
+
+#[test]
+fn a_capture_has_every_frame_since_its_start_and_knows_who_writes_the_checksum() {
+    let Some((left, right)) = cable() else { return };
+    let (client, server) = sockets(&left, &right);
+    let (mut out, into) = (Capture::start(&left, "eth0").unwrap(), Capture::start(&right, "eth0").unwrap());
+    for number in 0..100u8 {
+        client.send_to(&[number; 33], "192.0.2.2:5000").unwrap();
+    }
+    let mut buffer = [0; 64];
+    for _ in 0..100 {
+        assert_eq!(server.recv(&mut buffer).unwrap(), 33);
+    }
+    assert!(out.frames().unwrap().len() >= 102, "question and answer of ARP, 100 datagrams");
+    let recordings = [out.stop().unwrap(), into.stop().unwrap()];
+    for (recording, way) in recordings.iter().zip([Way::Out, Way::In]) {
+        let frames = recording.complete().unwrap();
+        assert!(frames.is_sorted_by_key(|frame| frame.at_ns));
+        let mut numbers = Vec::new();
+        for frame in frames {
+            let Some((from, to, payload)) = Packet::read(&frame.bytes).unwrap().udp() else { continue };
+            assert_eq!((from, to, payload.len(), frame.way), (4000, 5000, 33, way));
+            // A veth takes packets without a checksum and leaves them so.
+            assert_eq!(frame.checksum, Checksum::Open { start: 34, offset: 6 });
+            assert!(Packet::read(&frame.bytes).unwrap().verify().is_err());
+            assert_eq!(verify(frame).unwrap().transports, 1);
+            numbers.push(payload[0]);
+        }
+        assert_eq!(numbers, (0..100).collect::<Vec<u8>>());
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    capture::save(file.path(), &recordings).unwrap();
+    let (mut names, mut packets, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+    let mut reader = pcap_file::pcapng::PcapNgReader::new(file.reopen().unwrap()).unwrap();
+    while let Some(block) = reader.next_block() {
+        use pcap_file::pcapng::Block;
+        use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionOption as Interface;
+        use pcap_file::pcapng::blocks::interface_statistics::InterfaceStatisticsOption as Statistics;
+        match block.unwrap() {
+            Block::InterfaceDescription(block) => names.extend(block.options.into_iter().filter_map(|option| {
+                if let Interface::IfName(name) = option { Some(name.into_owned()) } else { None }
+            })),
+            Block::EnhancedPacket(block) => {
+                packets.push((block.interface_id, block.timestamp, block.data.into_owned()))
+            }
+            Block::InterfaceStatistics(block) => lost.push(block.options == [Statistics::IsbOsDrop(0)]),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(names, ["left:eth0", "right:eth0"]);
+    assert_eq!(lost, [true, true]);
+    assert!(packets.is_sorted_by_key(|(_, time, _)| *time));
+    for (id, recording) in (0..).zip(&recordings) {
+        let written = packets.iter().filter(|(device, _, _)| *device == id).map(|(_, _, data)| data);
+        assert!(written.eq(recording.frames.iter().map(|frame| &frame.bytes)));
+    }
+}
+
+#[test]
+fn a_capture_that_lost_frames_says_so() {
+    let Some((left, right)) = cable() else { return };
+    let (client, _server) = sockets(&left, &right);
+    let capture = Capture::start(&left, "eth0").unwrap();
+    let sent = 64_000;
+    for _ in 0..sent {
+        client.send_to(&[0; 1400], "192.0.2.2:5000").unwrap();
+    }
+    let recording = capture.stop().unwrap();
+    assert!(recording.lost > 0 && !recording.frames.is_empty());
+    let counted = u64::try_from(recording.frames.len()).unwrap() + recording.lost;
+    assert!((sent..sent + 10).contains(&counted), "{counted}");
+    assert!(recording.complete().is_err());
+}
