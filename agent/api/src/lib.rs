@@ -127,6 +127,8 @@ pub struct Status {
     pub unreachable: Vec<String>,
     /// Endpoints that are not in the maps, each with the reason.
     pub waiting: Vec<String>,
+    /// How programs are attached: `tcx` or `clsact`.
+    pub attach: String,
     /// Devices with the datapath's programs: `device: program, program`.
     pub attached: Vec<String>,
     /// Folder with the pinned maps and links.

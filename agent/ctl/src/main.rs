@@ -236,7 +236,7 @@ fn status_text(status: &Status) -> String {
     lines.extend(status.waiting.iter().map(|why| format!("           {why}")));
     lines.push(format!("routing    {}, MTU {}", status.routing, status.mtu));
     lines.extend(status.unreachable.iter().map(|why| format!("           {why}")));
-    lines.push(format!("programs   pinned in {}", status.bpffs));
+    lines.push(format!("programs   attached by {}, pinned in {}", status.attach, status.bpffs));
     lines.extend(status.attached.iter().map(|device| format!("           {device}")));
     lines.push(format!("flows      {} at the last sweep, {} of them expired", status.flows.0, status.flows.1));
     lines.push(format!("events     {} lost", status.events_lost));

@@ -60,7 +60,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Opens everything; nothing of the node is changed yet. Must be called in a tokio runtime.
+    /// Opens everything, and tries how programs can be attached; nothing of the node is changed yet. Must be called in a tokio runtime.
     ///
     /// # Errors
     /// What cannot be opened.
@@ -71,7 +71,7 @@ impl Agent {
         let ticks_per_second = clock.per_second()?;
         Ok(Self {
             net: Net::open()?,
-            folder: Folder::make(&settings.bpffs)?,
+            folder: Folder::make(&settings.bpffs, settings.attach.probe()?)?,
             directory: Directory::watch(&settings.directory)?,
             state,
             clock,
@@ -296,7 +296,7 @@ impl Agent {
         if let Some(network) = &self.network {
             let mut keep: BTreeSet<u32> = self.devices.values().chain(network.underlay.values()).copied().collect();
             keep.extend([network.tunnel, network.host]);
-            self.folder.keep(&keep);
+            self.folder.keep(&keep)?;
         }
         Ok(!lost.is_empty())
     }

@@ -46,8 +46,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return Err(Failure::input(format!("weir-agent needs root: {missing}")).into());
     }
     if arguments.check {
-        datapath_kernel::probe_tcx().context("this kernel cannot attach the datapath (TCX, Linux 6.6)")?;
-        println!("settings and kernel are good");
+        let method = settings.attach.probe().context("this kernel cannot attach the datapath")?;
+        println!("settings and kernel are good; programs are attached by {}", method.name());
         return Ok(());
     }
     let _lock = cleanup::lock(&settings.state)?;
@@ -55,7 +55,6 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.cleanup {
         return Ok(runtime.block_on(cleanup::cleanup(&settings))?);
     }
-    datapath_kernel::probe_tcx().context("this kernel cannot attach the datapath (TCX, Linux 6.6)")?;
     runtime.block_on(async { server::serve(Agent::open(settings)?).await })?;
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! The object in the kernel: maps and links pinned in one folder, programs on devices.
 //!
-//! The folder holds every map under its name and every link as `links/HOOK_IFINDEX`. Programs have no names of their own:
-//! links and the `calls` map hold them. So traffic and policy go on while there is no agent, and a new agent takes over
+//! The folder holds every map under its name and every link as `links/HOOK_IFINDEX`; programs that are attached by clsact
+//! have no link, their filters are found on the devices. Programs have no names of their own: links or filters, and the
+//! `calls` map, hold them. So traffic and policy go on while there is no agent, and a new agent takes over
 //! maps as they are and replaces programs one by one, each atomically. Settings are constants of the programs: other
 //! settings are other programs on the same maps.
 
@@ -11,8 +12,11 @@ use std::path::{Path, PathBuf};
 
 use datapath_abi::config::SYMBOL;
 use datapath_abi::{CallSlot, Config, Hook, MapId};
-use datapath_kernel::{KernelError, KernelMaps, LoadOptions, Loaded, Pins, RingReader, TcxLink, TcxPoint};
+use datapath_kernel::{
+    Clsact, KernelError, KernelMaps, LoadOptions, Loaded, Pins, RingReader, TcxLink, TcxPoint, probe_clsact, probe_tcx,
+};
 use rustix::mount::MountFlags;
+use serde::Deserialize;
 use zerocopy::IntoBytes as _;
 
 /// `BPF_FS_MAGIC`
@@ -42,14 +46,73 @@ pub enum DatapathError {
     /// A pinned map was made by another build or with other settings.
     #[error("{0}; `weir-agent --cleanup` removes it, with all flows")]
     Pinned(KernelError),
+    /// Programs cannot be attached here.
+    #[error("this kernel attaches programs neither by TCX (Linux 6.6): {tcx}; nor by clsact: {clsact}")]
+    NoAttach {
+        /// What the kernel says to the one.
+        tcx: String,
+        /// And to the other.
+        clsact: String,
+    },
     /// What the kernel says.
     #[error(transparent)]
     Kernel(#[from] KernelError),
 }
 
-/// The folder of pins.
+/// How programs are attached to devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attach {
+    /// TCX where the kernel has it, else clsact.
+    Auto,
+    /// Links (Linux 6.6).
+    Tcx,
+    /// Filters.
+    Clsact,
+}
+
+/// A way that this kernel was seen to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Links.
+    Tcx,
+    /// Filters.
+    Clsact,
+}
+
+impl Method {
+    /// As settings have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
+impl Attach {
+    /// Tries, on a device of no importance, how programs can be attached here.
+    ///
+    /// # Errors
+    /// [`DatapathError::NoAttach`], or why the way that was asked for is none.
+    pub fn probe(self) -> Result<Method, DatapathError> {
+        match self {
+            Self::Tcx => probe_tcx().map(|()| Method::Tcx).map_err(DatapathError::Kernel),
+            Self::Clsact => probe_clsact().map(|()| Method::Clsact).map_err(DatapathError::Kernel),
+            Self::Auto => probe_tcx().map(|()| Method::Tcx).or_else(|tcx| match probe_clsact() {
+                Ok(()) => Ok(Method::Clsact),
+                Err(clsact) => Err(DatapathError::NoAttach { tcx: tcx.to_string(), clsact: clsact.to_string() }),
+            }),
+        }
+    }
+}
+
+/// The folder of pins, and the programs on devices.
 #[derive(Clone, Debug)]
-pub struct Folder(PathBuf);
+pub struct Folder {
+    path: PathBuf,
+    method: Method,
+}
 
 /// Where a hook is on its device.
 fn point(hook: Hook) -> TcxPoint {
@@ -62,14 +125,14 @@ fn point(hook: Hook) -> TcxPoint {
 impl Folder {
     /// The folder at this path, without looking whether it is there.
     pub fn at(path: &Path) -> Self {
-        Self(path.to_owned())
+        Self { path: path.to_owned(), method: Method::Tcx }
     }
 
     /// Makes the folder in a bpf file system, which is mounted if the path is in the standard place.
     ///
     /// # Errors
     /// [`DatapathError::Folder`], [`DatapathError::NotBpf`].
-    pub fn make(path: &Path) -> Result<Self, DatapathError> {
+    pub fn make(path: &Path, method: Method) -> Result<Self, DatapathError> {
         let failed = |step, path: &Path, source: io::Error| DatapathError::Folder {
             step,
             path: path.display().to_string(),
@@ -86,16 +149,21 @@ impl Folder {
         }
         let links = path.join("links");
         std::fs::create_dir_all(&links).map_err(|source| failed("make", &links, source))?;
-        Ok(Self(path.to_owned()))
+        Ok(Self { path: path.to_owned(), method })
+    }
+
+    /// How programs are attached.
+    pub const fn method(&self) -> Method {
+        self.method
     }
 
     fn link(&self, hook: Hook, ifindex: u32) -> PathBuf {
-        self.0.join("links").join(format!("{}_{ifindex}", hook.name()))
+        self.path.join("links").join(format!("{}_{ifindex}", hook.name()))
     }
 
     /// The links: hook, device, file.
     fn links(&self) -> Vec<(Hook, u32, PathBuf)> {
-        let Ok(entries) = std::fs::read_dir(self.0.join("links")) else {
+        let Ok(entries) = std::fs::read_dir(self.path.join("links")) else {
             return Vec::new();
         };
         let parse = |path: PathBuf| {
@@ -108,38 +176,69 @@ impl Folder {
         links
     }
 
-    /// Programs on devices: number of the device and hook, of every link whose device is there.
-    pub fn attached(&self) -> Vec<(u32, Hook)> {
+    /// Filters of clsact that are programs of hooks.
+    fn filters() -> Result<Vec<(Hook, u32)>, DatapathError> {
+        let found = Clsact::open()?.filters()?;
+        Ok(found.iter().filter_map(|filter| Some((Hook::from_name(&filter.name)?, filter.ifindex))).collect())
+    }
+
+    /// Programs on devices, sorted: number of the device and hook.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn attached(&self) -> Result<Vec<(u32, Hook)>, DatapathError> {
         let alive = |path: &Path, ifindex: u32| {
             TcxLink::open_pinned(path).and_then(|link| link.state()).is_ok_and(|state| state.ifindex == ifindex)
         };
-        let links = self.links().into_iter();
-        links.filter(|(_, ifindex, path)| alive(path, *ifindex)).map(|(hook, ifindex, _)| (ifindex, hook)).collect()
+        let mut all: Vec<(u32, Hook)> = match self.method {
+            Method::Tcx => {
+                let links = self.links().into_iter();
+                links.filter(|(_, ifindex, path)| alive(path, *ifindex)).map(|(hook, index, _)| (index, hook)).collect()
+            }
+            Method::Clsact => Self::filters()?.into_iter().map(|(hook, ifindex)| (ifindex, hook)).collect(),
+        };
+        all.sort_by_key(|(ifindex, hook)| (*ifindex, *hook as u8));
+        Ok(all)
     }
 
-    /// Takes programs off all devices but these.
-    pub fn keep(&self, devices: &BTreeSet<u32>) {
+    /// Takes programs off all devices but these, and those off these that are attached in another way: they were, before
+    /// the way was changed.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn keep(&self, devices: &BTreeSet<u32>) -> Result<(), DatapathError> {
         for (hook, ifindex, path) in self.links() {
-            if !devices.contains(&ifindex) && std::fs::remove_file(&path).is_ok() {
+            let stays = self.method == Method::Tcx && devices.contains(&ifindex);
+            if !stays && std::fs::remove_file(&path).is_ok() {
                 tracing::debug!(hook = hook.name(), ifindex, "detached");
             }
         }
+        for (hook, ifindex) in Self::filters()? {
+            let stays = self.method == Method::Clsact && devices.contains(&ifindex);
+            if !stays {
+                Clsact::open()?.detach(ifindex, point(hook))?;
+                tracing::debug!(hook = hook.name(), ifindex, "detached");
+            }
+        }
+        Ok(())
     }
 
     /// Removes every pin and the folder: programs come off their devices, maps go.
     ///
     /// # Errors
     /// What cannot be removed.
-    pub fn remove(&self) -> io::Result<()> {
-        self.keep(&BTreeSet::new());
-        for path in [self.0.join("links"), self.0.clone()] {
+    pub fn remove(&self) -> Result<(), DatapathError> {
+        self.keep(&BTreeSet::new())?;
+        let failed =
+            |path: &Path, source| DatapathError::Folder { step: "remove", path: path.display().to_string(), source };
+        for path in [self.path.join("links"), self.path.clone()] {
             let Ok(entries) = std::fs::read_dir(&path) else {
                 continue;
             };
             for entry in entries.flatten() {
-                std::fs::remove_file(entry.path())?;
+                std::fs::remove_file(entry.path()).map_err(|source| failed(&entry.path(), source))?;
             }
-            std::fs::remove_dir(&path)?;
+            std::fs::remove_dir(&path).map_err(|source| failed(&path, source))?;
         }
         Ok(())
     }
@@ -166,7 +265,7 @@ impl Datapath {
         let globals: [(&str, &[u8]); 1] = [(SYMBOL, config.as_bytes())];
         let options = LoadOptions { globals: &globals, ..LoadOptions::default() };
         let sizes = [(MapId::Ct4.name(), flows), (MapId::Ct6.name(), flows)];
-        let pins = Pins { folder: &folder.0, sizes: &sizes };
+        let pins = Pins { folder: &folder.path, sizes: &sizes };
         let loaded = Loaded::open_pinned(datapath_bytecode::OBJECT, &options, &pins).map_err(|error| {
             let pinned = matches!(error, KernelError::Pinned { .. });
             if pinned { DatapathError::Pinned(error) } else { DatapathError::Kernel(error) }
@@ -188,7 +287,12 @@ impl Datapath {
     /// What the kernel says.
     pub fn attach(&self, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
         let program = self.loaded.program(hook.name())?;
-        TcxLink::ensure(program, ifindex, point(hook), &self.folder.link(hook, ifindex))?;
+        match self.folder.method {
+            Method::Tcx => {
+                TcxLink::ensure(program, ifindex, point(hook), &self.folder.link(hook, ifindex))?;
+            }
+            Method::Clsact => Clsact::open()?.attach(program, hook.name(), ifindex, point(hook))?,
+        }
         Ok(())
     }
 

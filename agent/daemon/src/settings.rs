@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::datapath::Attach;
+
 /// The documented default: what `weir-agent --print-config` writes. A test compares it with [`Settings::default`].
 pub const DEFAULTS: &str = r#"# Settings of weir-agent. Every field may be left out; these are the defaults.
 
@@ -39,6 +41,9 @@ tunnel-port = 8472
 # Bytes of an IP packet in a pod, at most. 0: what fits into the smallest of the devices, in a tunnel after 50 bytes for
 # VXLAN (70 where nodes have only IPv6 addresses).
 mtu = 0
+
+# How programs are attached to devices: "tcx" (Linux 6.6), "clsact" (filters, before that), or "auto": what this kernel has.
+attach = "auto"
 
 # Deliver to pods without passing the node's side of the veth again (bpf_redirect_peer).
 redirect-peer = true
@@ -84,6 +89,8 @@ pub struct Settings {
     pub tunnel_port: u16,
     /// Bytes; 0: from the devices.
     pub mtu: u32,
+    /// How programs are attached to devices.
+    pub attach: Attach,
     /// Deliver with `bpf_redirect_peer`.
     pub redirect_peer: bool,
     /// Entries of each table of flows.
@@ -133,6 +140,7 @@ impl Default for Settings {
             direct_routes: true,
             tunnel_port: 8472,
             mtu: 0,
+            attach: Attach::Auto,
             redirect_peer: true,
             flows: 524_288,
             sweep_seconds: 60,

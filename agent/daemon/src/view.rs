@@ -14,10 +14,10 @@ use datapath_abi::{
 };
 use datapath_maps::TableView;
 
+use crate::Failure;
 use crate::agent::{Agent, parse_name};
 use crate::datapath::Datapath;
 use crate::monitor::{drop_reason, protocol};
-use crate::{Failure, net};
 
 fn v4(address: Addr4) -> IpAddr {
     IpAddr::V4(Ipv4Addr::from(address.octets()))
@@ -97,6 +97,7 @@ impl Agent {
             mtu: self.network.as_ref().map_or(0, |network| network.mtu),
             unreachable: self.network.as_ref().map(|network| network.unreachable.clone()).unwrap_or_default(),
             waiting: self.waiting.iter().map(|(id, why)| format!("endpoint {id}: {why}")).collect(),
+            attach: self.folder.method().name().to_owned(),
             attached: self.attached().await?,
             bpffs: self.settings.bpffs.display().to_string(),
             events_lost: lost,
@@ -104,8 +105,8 @@ impl Agent {
         })
     }
 
-    async fn attached(&self) -> Result<Vec<String>, net::NetError> {
-        let attached = self.folder.attached();
+    async fn attached(&self) -> Result<Vec<String>, Failure> {
+        let attached = self.folder.attached()?;
         let links = self.net.links().await?;
         let mut lines = Vec::new();
         for (name, link) in &links {

@@ -18,7 +18,7 @@ use crate::sys;
 const TCX: u32 = 11;
 
 /// Where on a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TcxPoint {
     /// `BPF_TCX_INGRESS`: packets that the device has received.
     Ingress = 46,

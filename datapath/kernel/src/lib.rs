@@ -5,6 +5,7 @@
 //! - [`Loaded`]: an object's maps and programs in the kernel, as they are or as an instrumented copy whose clock,
 //!   random numbers, tunnel metadata and faults come from a [`Probe`] and whose redirects are recorded there.
 //! - [`TcxLink`]: programs on devices, replaced atomically and pinned, so that they outlive the process.
+//! - [`Clsact`]: the same through filters, where the kernel has no TCX.
 //! - [`TestNet`]: a private network namespace with devices of chosen index, because a test run takes its device from
 //!   the namespace of the calling thread.
 //!
@@ -16,6 +17,7 @@
 mod attach;
 mod attr;
 mod clock;
+mod clsact;
 mod error;
 pub mod insn;
 mod instrument;
@@ -24,6 +26,7 @@ mod load;
 mod map;
 mod mapping;
 mod net;
+mod netlink;
 mod privilege;
 mod probe;
 mod program;
@@ -37,6 +40,7 @@ mod sys;
 
 pub use attach::{LinkState, TcxLink, TcxPoint, probe_tcx};
 pub use clock::Jiffies;
+pub use clsact::{Clsact, Filter, probe_clsact};
 pub use error::KernelError;
 pub use link::{LinkedProgram, MapDefinition, ObjectFile};
 pub use load::{LoadOptions, Loaded, Pins, Verified};

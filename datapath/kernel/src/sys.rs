@@ -10,6 +10,8 @@ use crate::attr::Command;
 pub(crate) const SUPPORTED: bool = true;
 
 pub(crate) const EINVAL: i32 = libc::EINVAL;
+pub(crate) const EEXIST: i32 = libc::EEXIST;
+pub(crate) const ENODEV: i32 = libc::ENODEV;
 pub(crate) const ENOENT: i32 = libc::ENOENT;
 pub(crate) const ENOSPC: i32 = libc::ENOSPC;
 pub(crate) const ETIME: i32 = libc::ETIME;

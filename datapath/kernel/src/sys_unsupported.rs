@@ -10,6 +10,8 @@ use crate::attr::Command;
 pub(crate) const SUPPORTED: bool = false;
 
 pub(crate) const EINVAL: i32 = 22;
+pub(crate) const EEXIST: i32 = 17;
+pub(crate) const ENODEV: i32 = 19;
 pub(crate) const ENOENT: i32 = 2;
 pub(crate) const ENOSPC: i32 = 28;
 pub(crate) const ETIME: i32 = 62;

@@ -3,7 +3,8 @@
 
 use datapath_kernel::insn::Insn;
 use datapath_kernel::{
-    Jiffies, KernelMap, Program, ProgramKind, ProgramSource, TcxLink, TcxPoint, TestNet, probe_tcx, skip_line,
+    Clsact, Jiffies, KernelMap, Program, ProgramKind, ProgramSource, TcxLink, TcxPoint, TestNet, probe_clsact,
+    probe_tcx, skip_line,
 };
 use datapath_maps::{MapKind, MapSpec};
 
@@ -26,7 +27,66 @@ fn program(code: i32) -> Program {
 fn this_kernel_attaches_programs() {
     if !skipped() {
         probe_tcx().unwrap();
+        probe_clsact().unwrap();
     }
+}
+
+/// `tc` in this thread's network namespace.
+fn tc(arguments: &str) -> String {
+    let output = std::process::Command::new("tc").args(arguments.split_whitespace()).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "tc {arguments}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_filter_is_replaced_and_goes_with_its_clsact() {
+    if skipped() {
+        return;
+    }
+    let net = TestNet::with_devices(&[7, 8]).unwrap();
+    let _inside = net.enter().unwrap();
+    let clsact = Clsact::open().unwrap();
+    assert!(clsact.on(7, TcxPoint::Ingress).unwrap().is_none() && clsact.filters().unwrap().is_empty());
+    clsact.attach(&program(-1), "first", 7, TcxPoint::Ingress).unwrap();
+    clsact.attach(&program(-1), "other", 8, TcxPoint::Egress).unwrap();
+    let before = clsact.on(7, TcxPoint::Ingress).unwrap().unwrap();
+    assert_eq!((before.name.as_str(), before.ifindex), ("first", 7));
+    clsact.attach(&program(2), "second", 7, TcxPoint::Ingress).unwrap();
+    let after = clsact.on(7, TcxPoint::Ingress).unwrap().unwrap();
+    assert!(after.name == "second" && after.program != before.program, "{after:?}");
+    let shown = tc("filter show dev dev7 ingress");
+    assert!(shown.contains("weir:second direct-action") && !shown.contains("first"), "{shown}");
+    assert_eq!(clsact.filters().unwrap().len(), 2);
+    clsact.attach(&program(2), "third", 7, TcxPoint::Egress).unwrap();
+    clsact.detach(7, TcxPoint::Ingress).unwrap();
+    assert!(tc("qdisc show dev dev7").contains("clsact"));
+    clsact.detach(7, TcxPoint::Egress).unwrap();
+    clsact.detach(7, TcxPoint::Egress).unwrap();
+    assert!(!tc("qdisc show dev dev7").contains("clsact"));
+    assert_eq!(clsact.filters().unwrap().len(), 1);
+}
+
+#[test]
+fn filters_of_others_stay_and_are_not_taken_for_ours() {
+    if skipped() {
+        return;
+    }
+    let net = TestNet::with_devices(&[7]).unwrap();
+    let _inside = net.enter().unwrap();
+    tc("qdisc add dev dev7 clsact");
+    tc("filter add dev dev7 ingress protocol all prio 10 u32 match u32 0 0 flowid 1:1");
+    let clsact = Clsact::open().unwrap();
+    assert!(clsact.filters().unwrap().is_empty());
+    clsact.attach(&program(-1), "ours", 7, TcxPoint::Ingress).unwrap();
+    clsact.detach(7, TcxPoint::Ingress).unwrap();
+    let shown = tc("filter show dev dev7 ingress");
+    assert!(shown.contains("u32") && !shown.contains("bpf"), "{shown}");
+    // Where the first priority is somebody else's, that is said.
+    tc("filter add dev dev7 egress protocol all prio 1 u32 match u32 0 0 flowid 1:1");
+    let refused = clsact.attach(&program(-1), "ours", 7, TcxPoint::Egress).unwrap_err();
+    assert!(refused.to_string().starts_with("attach program: "), "{refused}");
+    assert_eq!(clsact.attach(&program(-1), "ours", 99, TcxPoint::Egress).unwrap_err().errno(), Some(19));
 }
 
 #[test]

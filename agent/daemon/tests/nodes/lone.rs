@@ -2,61 +2,15 @@
 
 use std::time::Duration;
 
-use crate::support::{Namespace, Node, echo, pause, run, skipped};
+use crate::support::{DENY, Lab, NODE, Namespace, Node, echo, lab, pause, pod, run, skipped};
 use serde_json::json;
-
-const NODE: &str = "
-apiVersion: v1
-kind: Node
-metadata: {name: n1}
-spec: {podCIDRs: [10.244.1.0/24, 'fd00:10:244:1::/64']}
-status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
-";
-
-fn pod(name: &str, last: u8) -> String {
-    format!(
-        "
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, namespace: x, labels: {{app: {name}}}}}
-spec: {{nodeName: n1, containers: [{{name: c, image: i}}]}}
-status: {{podIPs: [{{ip: 10.244.1.{last}}}, {{ip: 'fd00:10:244:1::{last}'}}]}}
-"
-    )
-}
-
-const DENY: &str = "
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: deny, namespace: x}
-spec: {podSelector: {matchLabels: {app: b}}, policyTypes: [Ingress]}
-";
-
-struct Lab {
-    node: Node,
-    a: Namespace,
-    b: Namespace,
-}
-
-/// A node whose agent runs, and pods `x/a` and `x/b`, connected.
-fn lab(prefix: &str) -> Lab {
-    let prefix = format!("{prefix}-{}", std::process::id());
-    let (a, b) = (Namespace::new(format!("{prefix}-a")), Namespace::new(format!("{prefix}-b")));
-    let mut node = Node::new(&prefix);
-    node.write("cluster.yaml", &[NODE, &pod("a", 5), &pod("b", 6)].concat());
-    node.start();
-    node.add("x/a", &a);
-    node.add("x/b", &b);
-    Lab { node, a, b }
-}
 
 #[test]
 fn pods_reach_each_other_and_the_node_as_policy_says() {
     if skipped() {
         return;
     }
-    let Lab { mut node, a, b } = lab("weir-ta");
+    let Lab { mut node, a, b } = lab("weir-ta", "");
     let (server4, server6) = (b.listen("10.244.1.6:80"), b.listen("[fd00:10:244:1::6]:80"));
     let on_node = node.namespace.listen("192.0.2.1:81");
     echo(&mut a.reach(&server4));
@@ -100,7 +54,7 @@ fn connections_and_policy_outlive_an_agent_that_is_killed() {
     if skipped() {
         return;
     }
-    let Lab { mut node, a, b } = lab("weir-tb");
+    let Lab { mut node, a, b } = lab("weir-tb", "");
     let (open, closed) = (b.listen("10.244.1.6:80"), b.listen("10.244.1.6:82"));
     let allow_80 = DENY.replace("[Ingress]}", "[Ingress], ingress: [{ports: [{port: 80}]}]}");
     node.write("allow.yaml", &allow_80);
@@ -136,7 +90,7 @@ fn what_was_not_finished_is_removed_by_the_next_start() {
     if skipped() {
         return;
     }
-    let Lab { mut node, a, b } = lab("weir-tc");
+    let Lab { mut node, a, b } = lab("weir-tc", "");
     node.kill();
     // The pod's namespace goes while the agent is away, and a device of an endpoint that is not remembered is there.
     b.inside(|| run("ip", &["link", "delete", "eth0"]));
@@ -155,7 +109,7 @@ fn a_pair_that_is_given_is_used_and_stays() {
     if skipped() {
         return;
     }
-    let Lab { mut node, a, b } = lab("weir-tf");
+    let Lab { mut node, a, b } = lab("weir-tf", "");
     node.ask(r#"{"request":"endpoint-delete","endpoint":"x/b"}"#);
     let target = b.name.clone();
     node.namespace
@@ -229,7 +183,7 @@ fn cleanup_leaves_nothing() {
     if skipped() {
         return;
     }
-    let Lab { mut node, a, .. } = lab("weir-td");
+    let Lab { mut node, a, .. } = lab("weir-td", "");
     let running = node.command().arg("--cleanup").output().unwrap();
     assert_eq!(running.status.code(), Some(2), "{}", String::from_utf8_lossy(&running.stderr));
     let gone = node.ask(r#"{"request":"endpoint-delete","endpoint":"x/b"}"#);

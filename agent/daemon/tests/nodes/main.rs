@@ -2,6 +2,7 @@
 //! every test prints the skip line.
 #![expect(clippy::unwrap_used, reason = "test code: helpers outside #[test] functions")]
 
+mod attach;
 mod lone;
 mod routing;
 mod support;

@@ -115,6 +115,57 @@ pub fn pause(time: Duration) {
     assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
 }
 
+/// The node of [`Node::new`].
+pub const NODE: &str = "
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+spec: {podCIDRs: [10.244.1.0/24, 'fd00:10:244:1::/64']}
+status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
+";
+
+/// Pod `x/NAME` of that node, 10.244.1.LAST.
+pub fn pod(name: &str, last: u8) -> String {
+    format!(
+        "
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: x, labels: {{app: {name}}}}}
+spec: {{nodeName: n1, containers: [{{name: c, image: i}}]}}
+status: {{podIPs: [{{ip: 10.244.1.{last}}}, {{ip: 'fd00:10:244:1::{last}'}}]}}
+"
+    )
+}
+
+/// Nothing may reach `x/b`.
+pub const DENY: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny, namespace: x}
+spec: {podSelector: {matchLabels: {app: b}}, policyTypes: [Ingress]}
+";
+
+/// A node and two pods of it.
+pub struct Lab {
+    pub node: Node,
+    pub a: Namespace,
+    pub b: Namespace,
+}
+
+/// A node whose agent runs with these settings, and pods `x/a` and `x/b`, connected.
+pub fn lab(prefix: &str, settings: &str) -> Lab {
+    let prefix = format!("{prefix}-{}", std::process::id());
+    let (a, b) = (Namespace::new(format!("{prefix}-a")), Namespace::new(format!("{prefix}-b")));
+    let mut node = Node::new(&prefix);
+    node.configure(settings);
+    node.write("cluster.yaml", &[NODE, &pod("a", 5), &pod("b", 6)].concat());
+    node.start();
+    node.add("x/a", &a);
+    node.add("x/b", &b);
+    Lab { node, a, b }
+}
+
 /// A node with its files; its agent may run or not.
 pub struct Node {
     pub namespace: Namespace,
