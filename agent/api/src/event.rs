@@ -63,7 +63,8 @@ pub struct Event {
     pub destination: Peer,
     /// `new`, `established`, `reply`, `related`, or empty.
     pub state: String,
-    /// Drop: name of the reason. Trace: where to. Verdict: `allowed` or name of the reason.
+    /// Drop: name of the reason. Trace: where to. Verdict: `allowed`,
+    /// `audited`, `redirected`, or name of the reason.
     pub outcome: String,
     /// The outcome in words.
     pub text: String,

@@ -85,6 +85,11 @@ impl Agent {
                 let (outcome, text) = trace_point(record.code);
                 (outcome.to_owned(), text.to_owned())
             }
+            EventKind::Verdict if record.flags & events::AUDITED != 0 => {
+                let (reason, text) = drop_reason(u8::try_from(record.verdict.unsigned_abs()).unwrap_or(u8::MAX));
+                ("audited".to_owned(), format!("allowed, but would be {reason}: {text}"))
+            }
+            EventKind::Verdict if record.verdict > 0 => ("redirected".to_owned(), "for a proxy".to_owned()),
             EventKind::Verdict if record.verdict < 0 => {
                 drop_reason(u8::try_from(record.verdict.unsigned_abs()).unwrap_or(u8::MAX))
             }

@@ -46,6 +46,8 @@ pub enum CallSlot {
     FromOverlay6 = 3,
     /// IPv6 of `from_netdev`.
     FromNetdev6 = 4,
+    /// IPv6 of `to_netdev`.
+    ToNetdev6 = 5,
     /// IPv6 of `from_host`.
     FromHost6 = 6,
     /// ARP from a pod.
@@ -61,6 +63,7 @@ impl CallSlot {
         (Self::ToContainer6, "to_container6"),
         (Self::FromOverlay6, "from_overlay6"),
         (Self::FromNetdev6, "from_netdev6"),
+        (Self::ToNetdev6, "to_netdev6"),
         (Self::FromHost6, "from_host6"),
         (Self::Arp, "arp"),
         (Self::Neighbour, "neighbour"),

@@ -19,6 +19,8 @@ pub const VERDICT_EVENTS: u32 = 4;
 pub const TRACE_EVENTS: u32 = 8;
 /// `Config::flags`: both families are in use, so "world" is `WORLD_IPV4` or `WORLD_IPV6`.
 pub const DUAL_STACK: u32 = 16;
+/// `Config::flags`: the node itself has policies. Its addresses then have [`crate::ids::HOST_ENDPOINT`].
+pub const HOST_POLICY: u32 = 32;
 
 shared! {
     /// Settings of one node. Times are in ticks of the kernel's `jiffies64`.

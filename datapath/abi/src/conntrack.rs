@@ -5,7 +5,7 @@
 //! flow between two pods of one node share the entry: it remembers separately whether the client's egress and the
 //! server's ingress policy accepted the flow, and a packet counts as a reply only where its own side accepted.
 
-use crate::{Addr4, Addr6, Be16, shared};
+use crate::{Addr4, Addr6, Be16, flags, shared};
 
 shared! {
     /// Key of `ct4`.
@@ -80,39 +80,20 @@ shared! {
     }
 }
 
-/// Bits of [`CtEntry::flags`].
-#[repr(transparent)]
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    zerocopy::FromBytes,
-    zerocopy::IntoBytes,
-    zerocopy::Immutable,
-    zerocopy::KnownLayout,
-)]
-pub struct CtFlags(pub u16);
-
-impl CtFlags {
-    /// The client is the key's `lo` end.
-    pub const CLIENT_LO: u16 = 1;
-    /// The client's egress policy accepted the flow on this node.
-    pub const EGRESS: u16 = 2;
-    /// The server's ingress policy accepted the flow on this node.
-    pub const INGRESS: u16 = 4;
-    /// The client has closed (FIN or RST).
-    pub const CLIENT_CLOSING: u16 = 8;
-    /// The server has closed (FIN or RST).
-    pub const SERVER_CLOSING: u16 = 16;
-    /// A TCP segment without SYN was seen.
-    pub const SEEN_NON_SYN: u16 = 32;
-
-    /// Whether all bits of `mask` are set.
-    #[inline(always)]
-    pub const fn has(self, mask: u16) -> bool {
-        self.0 & mask == mask
+flags! {
+    /// Bits of [`CtEntry::flags`].
+    pub struct CtFlags(u16) {
+        /// The client is the key's `lo` end.
+        CLIENT_LO = 1;
+        /// The client's egress policy accepted the flow on this node.
+        EGRESS = 2;
+        /// The server's ingress policy accepted the flow on this node.
+        INGRESS = 4;
+        /// The client has closed (FIN or RST).
+        CLIENT_CLOSING = 8;
+        /// The server has closed (FIN or RST).
+        SERVER_CLOSING = 16;
+        /// A TCP segment without SYN was seen.
+        SEEN_NON_SYN = 32;
     }
 }

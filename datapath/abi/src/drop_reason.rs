@@ -70,6 +70,8 @@ drop_reasons! {
     FragmentNotFound = 175, "first fragment not seen";
     /// ICMPv6 that only routers may send.
     ForbiddenIcmp6 = 176, "ICMPv6 type not allowed from a pod";
+    /// A rule sends it to a proxy, and there is none.
+    ProxyLookupFailed = 178, "a policy rule sends it to a proxy, and there is none";
     /// A deny rule matched.
     PolicyDeny = 181, "a policy rule denies it";
     /// A VNI that carries no identity.

@@ -55,6 +55,9 @@ pub const IPV6: u8 = 1;
 /// `Event::flags`: towards the endpoint (else from it).
 pub const INGRESS: u8 = 2;
 
+/// `Event::flags`: the policy would have denied it, and only audits.
+pub const AUDITED: u8 = 4;
+
 /// `Event::state`: what connection tracking said.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -120,7 +123,7 @@ shared! {
         pub code: u8,
         /// [`crate::Hook`].
         pub hook: u8,
-        /// [`IPV6`], [`INGRESS`].
+        /// [`IPV6`], [`INGRESS`], [`AUDITED`].
         pub flags: u8,
         /// Local endpoint the event is about; 0 = none.
         pub endpoint: u16,
@@ -146,7 +149,8 @@ shared! {
         pub dport: Be16,
         /// Rule that decided; 0 = none.
         pub rule: u32,
-        /// Policy verdict: 0 allowed, negative the drop reason, positive the proxy port.
+        /// Policy verdict: 0 allowed, negative the drop reason (with [`AUDITED`] the packet went on all the same), positive
+        /// the proxy's port (1 where there is no proxy).
         pub verdict: i32,
         /// TCP flags of the packet.
         pub tcp_flags: u8,

@@ -6,6 +6,9 @@ pub type Identity = u32;
 /// Number of an endpoint, valid on its node only; 0 is no endpoint.
 pub type EndpointId = u16;
 
+/// The node itself, as an endpoint with policies; no pod has this number.
+pub const HOST_ENDPOINT: EndpointId = 0xffff;
+
 /// Unknown peer; in a policy key: any peer.
 pub const UNKNOWN: Identity = 0;
 /// The node the packet is on, and its processes.

@@ -2,7 +2,7 @@
 //! that look-up does not grow with the number of entries; `cidr4`/`cidr6` know prefixes by longest match and are asked
 //! only when the first has no answer. An address that neither knows belongs to the world.
 
-use crate::{Addr4, Addr6, Mac, shared};
+use crate::{Addr4, Addr6, Mac, flags, shared};
 
 shared! {
     /// Key of `cidr4`: a prefix. The kernel's `bpf_lpm_trie_key`.
@@ -36,7 +36,8 @@ shared! {
         pub policy_revision: u32,
         /// Underlay address of the node that holds the pod (an IPv4 address is in the first four bytes); zeros: none.
         pub node: Addr6,
-        /// Local endpoint number, 0 when the address is not a pod's on this node.
+        /// Local endpoint number: of a pod of this node, or [`crate::ids::HOST_ENDPOINT`] for this node's own address where
+        /// the node has policies; else 0.
         pub endpoint: u16,
         /// [`IpFlags`].
         pub flags: IpFlags,
@@ -47,35 +48,16 @@ shared! {
     }
 }
 
-/// Bits of [`IpEntry::flags`].
-#[repr(transparent)]
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    zerocopy::FromBytes,
-    zerocopy::IntoBytes,
-    zerocopy::Immutable,
-    zerocopy::KnownLayout,
-)]
-pub struct IpFlags(pub u16);
-
-impl IpFlags {
-    /// The address is this node's own: packets to it go to the stack.
-    pub const LOCAL_HOST: u16 = 1;
-    /// The address is a node's underlay address (this one's or another's): tunnel traffic may come from it.
-    pub const NODE: u16 = 2;
-    /// `node` is an IPv6 address.
-    pub const UNDERLAY6: u16 = 4;
-    /// The address is a pod's, here or on another node.
-    pub const POD: u16 = 8;
-
-    /// Whether all bits of `mask` are set.
-    #[inline(always)]
-    pub const fn has(self, mask: u16) -> bool {
-        self.0 & mask == mask
+flags! {
+    /// Bits of [`IpEntry::flags`].
+    pub struct IpFlags(u16) {
+        /// The address is this node's own: packets to it go to the stack.
+        LOCAL_HOST = 1;
+        /// The address is a node's underlay address (this one's or another's): tunnel traffic may come from it.
+        NODE = 2;
+        /// `node` is an IPv6 address.
+        UNDERLAY6 = 4;
+        /// The address is a pod's, here or on another node.
+        POD = 8;
     }
 }

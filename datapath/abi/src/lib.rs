@@ -53,6 +53,27 @@ macro_rules! shared {
 }
 pub(crate) use shared;
 
+/// Declares the bits of a field.
+macro_rules! flags {
+    ($(#[$meta:meta])* pub struct $name:ident($type:ty) { $($(#[$bit_meta:meta])* $bit:ident = $value:literal;)* }) => {
+        $(#[$meta])*
+        #[repr(transparent)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
+        pub struct $name(pub $type);
+
+        impl $name {
+            $($(#[$bit_meta])* pub const $bit: $type = $value;)*
+
+            /// Whether all bits of `mask` are set.
+            #[inline(always)]
+            pub const fn has(self, mask: $type) -> bool {
+                self.0 & mask == mask
+            }
+        }
+    };
+}
+pub(crate) use flags;
+
 /// Size in bytes of what `_get` points at.
 #[doc(hidden)]
 pub const fn size_of_field<S, F>(_get: fn(&S) -> &F) -> usize {

@@ -4,7 +4,7 @@
 //! if equal, the longer L4 prefix; if equal, the exact identity. An endpoint and direction without policy has one entry
 //! that allows everything, so that "no entry" always means default deny.
 
-use crate::{Be16, shared};
+use crate::{Be16, flags, shared};
 
 /// Bits of the key that always count: endpoint, direction, padding, identity.
 pub const FIXED_BITS: u32 = 64;
@@ -18,9 +18,9 @@ pub const INGRESS: u8 = 0;
 /// `PolicyKey::direction`: packets of the endpoint.
 pub const EGRESS: u8 = 1;
 
-/// Precedence of a deny entry of the normal tier.
+/// Precedence of a deny entry where there is one level: what scenarios write unless they say otherwise.
 pub const PRECEDENCE_DENY: u32 = 255;
-/// Precedence of a plain allow entry of the normal tier.
+/// Precedence of a plain allow entry where there is one level.
 pub const PRECEDENCE_ALLOW: u32 = 1;
 
 shared! {
@@ -48,7 +48,8 @@ shared! {
 shared! {
     /// Value of `policy`.
     pub struct PolicyEntry (12) {
-        /// The higher one wins: (2^24 - 1 - tier priority) << 8, then 255 deny, 129-254 redirect, 1 allow.
+        /// The higher one wins: (2^24 - 1 - level) << 8, and a low byte that orders what one level says. Levels and low
+        /// bytes are the policy compiler's; here only the order counts, and that nothing beats `u32::MAX`.
         pub precedence: u32,
         /// Number of the rule that made the entry, for events and explanations; 0 = none.
         pub rule: u32,
@@ -61,29 +62,15 @@ shared! {
     }
 }
 
-/// Bits of [`PolicyEntry::flags`].
-#[repr(transparent)]
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    zerocopy::FromBytes,
-    zerocopy::IntoBytes,
-    zerocopy::Immutable,
-    zerocopy::KnownLayout,
-)]
-pub struct PolicyFlags(pub u8);
-
-impl PolicyFlags {
-    /// Matching packets are dropped.
-    pub const DENY: u8 = 1;
-
-    /// Whether all bits of `mask` are set.
-    #[inline(always)]
-    pub const fn has(self, mask: u8) -> bool {
-        self.0 & mask == mask
+flags! {
+    /// Bits of [`PolicyEntry::flags`].
+    pub struct PolicyFlags(u8) {
+        /// Matching packets are dropped.
+        DENY = 1;
+        /// Matching packets are for a proxy. Without one (`proxy_port` is 0, or nothing listens) they are dropped.
+        REDIRECT = 2;
+        /// Matching packets go on, and are reported as what a policy that only audits would have denied: `rule` is the rule
+        /// that would have, 0 if none would have matched.
+        AUDIT = 4;
     }
 }

@@ -192,14 +192,30 @@ pub fn create<F: Family, T: CtTable<F> + Node>(
     tables.remember_flow(&flow.key, &entry)
 }
 
-/// Remembers that a side's policy, asked again, still allows the flow.
+/// Whether a flow that is new here goes on as one that another hook of this node has let through: between a process of
+/// the node and a pod, each side has a hook of its own. Only packets of the client join: what comes from the server opens
+/// a flow in its own name, and its policy is asked about that.
+#[inline(always)]
+pub fn joins<T: Node>(tables: &T, entry: &CtEntry, source_is_lo: bool, tcp_flags: u8) -> bool {
+    let closing = entry.flags.0 & (CtFlags::CLIENT_CLOSING | CtFlags::SERVER_CLOSING) != 0;
+    let reopens = closing && tcp_flags & (l4::SYN | l4::ACK) == l4::SYN;
+    entry.expires > tables.now() && entry.flags.has(CtFlags::CLIENT_LO) == source_is_lo && !reopens
+}
+
+/// Remembers that a side's policy, asked here or asked again, allows the flow.
 #[inline(always)]
 pub fn renew(entry: &mut CtEntry, source: (&Side, u32), destination: (&Side, u32)) {
+    let mut flags = entry.flags.0;
     if source.0.asked() {
+        flags |= CtFlags::EGRESS;
         entry.egress = CtSide { revision: source.0.revision, identity: source.0.peer, rule: source.1 };
     }
     if destination.0.asked() {
+        flags |= CtFlags::INGRESS;
         entry.ingress = CtSide { revision: destination.0.revision, identity: destination.0.peer, rule: destination.1 };
+    }
+    if flags != entry.flags.0 {
+        entry.flags = CtFlags(flags);
     }
 }
 

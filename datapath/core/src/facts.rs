@@ -20,6 +20,8 @@ pub struct Facts<F: Family> {
     pub endpoint: u16,
     /// TCP flags.
     pub tcp_flags: u8,
+    /// The policy would have denied it, and only audits.
+    pub audited: bool,
     /// What connection tracking said.
     pub state: events::FlowState,
     /// Sender's identity; 0 = not known yet.
@@ -45,6 +47,7 @@ impl<F: Family> Facts<F> {
             len,
             endpoint: 0,
             tcp_flags: 0,
+            audited: false,
             state: events::FlowState::Unknown,
             source_identity: 0,
             destination_identity: 0,
@@ -65,7 +68,7 @@ impl<F: Family> Facts<F> {
         event.kind = kind as u8;
         event.code = code;
         event.hook = self.hook as u8;
-        event.flags = family | direction;
+        event.flags = family | direction | if self.audited { events::AUDITED } else { 0 };
         event.endpoint = self.endpoint;
         event.state = self.state as u8;
         event.protocol = self.tuple.protocol;

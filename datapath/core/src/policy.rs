@@ -1,6 +1,6 @@
 //! What the endpoint's policy says about a peer: two longest-prefix look-ups, one winner (see `datapath_abi::policy`).
 
-use datapath_abi::{DropReason, MatchType, PolicyEntry, PolicyFlags, PolicyKey, policy};
+use datapath_abi::{Be16, DropReason, MatchType, PolicyEntry, PolicyFlags, PolicyKey, policy};
 
 use crate::tables::PolicyTable;
 
@@ -28,6 +28,10 @@ pub struct Answer {
     pub rule: u32,
     /// How it matched.
     pub matched: MatchType,
+    /// What would have been the reason, where a policy only audits.
+    pub audited: Option<DropReason>,
+    /// Proxy that should take the packet; 0: none.
+    pub proxy_port: Be16,
 }
 
 /// Asks the policy.
@@ -59,7 +63,13 @@ pub fn decide<T: PolicyTable>(tables: &T, question: &Question) -> Answer {
         }
         (Some(exact), None) => answer(&exact, true),
         (None, Some(any)) => answer(&any, false),
-        (None, None) => Answer { drop: Some(DropReason::PolicyNoMatch), rule: 0, matched: MatchType::None },
+        (None, None) => Answer {
+            drop: Some(DropReason::PolicyNoMatch),
+            rule: 0,
+            matched: MatchType::None,
+            audited: None,
+            proxy_port: Be16::ZERO,
+        },
     }
 }
 
@@ -73,6 +83,13 @@ fn answer(entry: &PolicyEntry, exact: bool) -> Answer {
         (false, 8) => MatchType::ProtocolOnly,
         (false, _) => MatchType::L4Only,
     };
-    let drop = if entry.flags.has(PolicyFlags::DENY) { Some(DropReason::PolicyDeny) } else { None };
-    Answer { drop, rule: entry.rule, matched }
+    let (mut drop, mut audited) = (None, None);
+    if entry.flags.has(PolicyFlags::DENY) {
+        drop = Some(DropReason::PolicyDeny);
+    } else if entry.flags.has(PolicyFlags::REDIRECT) {
+        drop = Some(DropReason::ProxyLookupFailed);
+    } else if entry.flags.has(PolicyFlags::AUDIT) {
+        audited = Some(if entry.rule == 0 { DropReason::PolicyNoMatch } else { DropReason::PolicyDeny });
+    }
+    Answer { drop, rule: entry.rule, matched, audited, proxy_port: entry.proxy_port }
 }

@@ -58,7 +58,8 @@ programs! {
     from_overlay6, V6, FromOverlay, Ingress, |packet, tables, facts| overlay::run(packet, tables, facts);
     from_netdev, V4, FromNetdev, Ingress, |packet, tables, facts| from_netdev::entry(packet, tables, facts);
     from_netdev6, V6, FromNetdev, Ingress, |packet, tables, facts| from_netdev::run(packet, tables, facts);
-    to_netdev, V4, ToNetdev, Egress, |_, _, _| network::run();
+    to_netdev, V4, ToNetdev, Egress, |packet, tables, facts| network::entry(packet, tables, facts);
+    to_netdev6, V6, ToNetdev, Egress, |packet, tables, facts| network::run(packet, tables, facts);
     from_host, V4, FromHost, Egress, |packet, tables, facts| host::entry(packet, tables, facts);
     from_host6, V6, FromHost, Egress, |packet, tables, facts| host::run(packet, tables, facts);
 }

@@ -58,7 +58,8 @@ const PROGRAMS: &[(&str, Program)] = &[
     ("to_container6", |skb, maps, run| {
         go::<V6>(skb, maps, run, Hook::ToContainer, |p, t, f| to_container::run(p, t, f))
     }),
-    ("to_netdev", |skb, maps, run| go::<V4>(skb, maps, run, Hook::ToNetdev, |_, _, _| to_netdev::run())),
+    ("to_netdev", |skb, maps, run| go::<V4>(skb, maps, run, Hook::ToNetdev, |p, t, f| to_netdev::entry(p, t, f))),
+    ("to_netdev6", |skb, maps, run| go::<V6>(skb, maps, run, Hook::ToNetdev, |p, t, f| to_netdev::run(p, t, f))),
 ];
 
 /// Side that a hook counts packets for until more is known.

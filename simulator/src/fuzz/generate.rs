@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use datapath_abi::{
     Addr4, Addr6, CallSlot, CidrKey4, CidrKey6, Config, Hook, IpEntry, IpFlags, Mac, MapId, PolicyEntry, PolicyFlags,
-    PolicyKey, ids, policy,
+    PolicyKey, config, ids, policy,
 };
 use simulator_vm::{Faults, Skb, TunnelKey};
 use zerocopy::IntoBytes;
@@ -122,7 +122,11 @@ fn policy_write(random: &mut Random, endpoint: u16) -> Write {
     let value = PolicyEntry {
         precedence: random.pick(&[plain, plain, plain, plain + 256, u32::MAX], plain),
         rule: u32::from(random.byte()),
-        flags: PolicyFlags(if deny { PolicyFlags::DENY } else { 0 }),
+        flags: PolicyFlags(if deny {
+            PolicyFlags::DENY
+        } else {
+            random.pick(&[0, 0, 0, 0, PolicyFlags::REDIRECT, PolicyFlags::AUDIT], 0)
+        }),
         l4_prefix: u8::try_from(key.prefix_len - policy::FIXED_BITS).unwrap_or(0),
         ..PolicyEntry::default()
     };
@@ -163,7 +167,10 @@ impl World {
             world.add(v4(10, 0, 1, last), Place::Remote, Some(pod));
             world.add(v6(1, u16::from(last)), Place::Remote, Some(pod));
         }
-        let host = entry(ids::HOST, IpFlags::LOCAL_HOST | IpFlags::NODE);
+        let mut host = entry(ids::HOST, IpFlags::LOCAL_HOST | IpFlags::NODE);
+        if config.flags & config::HOST_POLICY != 0 {
+            (host.endpoint, host.policy_revision) = (ids::HOST_ENDPOINT, 1);
+        }
         let node = entry(ids::REMOTE_NODE, IpFlags::NODE);
         for (address, place, entry) in [
             (v4(192, 168, 0, 11), Place::Host, host),
@@ -185,7 +192,7 @@ impl World {
         let value = prefix.as_bytes().to_vec();
         world.writes.push(Write { map: MapId::Cidr4, key: key4.as_bytes().to_vec(), value: value.clone() });
         world.writes.push(Write { map: MapId::Cidr6, key: key6.as_bytes().to_vec(), value });
-        for endpoint in 7..=9 {
+        for endpoint in [7, 8, 9, ids::HOST_ENDPOINT] {
             for direction in [policy::INGRESS, policy::EGRESS] {
                 if !random.once_in(3) {
                     world.writes.push(allow_all(endpoint, direction));

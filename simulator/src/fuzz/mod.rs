@@ -107,8 +107,8 @@ fn settings(choice: u64) -> Config {
     let flags = match choice % 4 {
         0 => base.flags,
         1 => base.flags | config::DUAL_STACK,
-        2 => base.flags & !config::TUNNEL,
-        _ => base.flags & !(config::REDIRECT_PEER | config::VERDICT_EVENTS) | config::DUAL_STACK,
+        2 => base.flags & !config::TUNNEL | config::HOST_POLICY,
+        _ => base.flags & !(config::REDIRECT_PEER | config::VERDICT_EVENTS) | config::DUAL_STACK | config::HOST_POLICY,
     };
     // Once in a while nobody has written the settings.
     let magic = if choice % 64 == 60 { 0 } else { base.magic };

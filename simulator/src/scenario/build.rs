@@ -132,6 +132,7 @@ impl Builder<'_> {
             (raw.verdict_events, config::VERDICT_EVENTS),
             (raw.trace_events, config::TRACE_EVENTS),
             (raw.dual_stack, config::DUAL_STACK),
+            (raw.host_policy, config::HOST_POLICY),
         ] {
             match wanted {
                 Some(true) => self.config.flags |= bit,

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use datapath_abi::{
     Addr4, Addr6, Be16, CidrKey4, CidrKey6, CtEntry, CtFlags, CtKey4, CtKey6, CtSide, FragEntry, FragKey4, FragKey6,
-    IpEntry, IpFlags, Mac, MapId, PolicyEntry, PolicyFlags, PolicyKey, policy,
+    IpEntry, IpFlags, Mac, MapId, PolicyEntry, PolicyFlags, PolicyKey, ids, policy,
 };
 use datapath_core::family::{Ends, Family};
 use datapath_core::{V4, V6};
@@ -89,7 +89,7 @@ pub(super) fn ip_entry(line: &str) -> Result<IpEntry> {
         match word {
             "id" => entry.identity = words.identity()?,
             "endpoint" => {
-                entry.endpoint = words.value("an endpoint number")?;
+                entry.endpoint = endpoint(&mut words)?;
                 entry.policy_revision = 1;
             }
             "ifindex" => entry.ifindex = words.value("an interface index")?,
@@ -116,15 +116,28 @@ pub(super) fn ip_entry(line: &str) -> Result<IpEntry> {
         }
     }
     let [_, low] = entry.endpoint.to_be_bytes();
-    let default = if entry.endpoint == 0 { [0; 6] } else { [2, 0, 0, 0, 0, low] };
+    let default =
+        if entry.endpoint == 0 || entry.endpoint == ids::HOST_ENDPOINT { [0; 6] } else { [2, 0, 0, 0, 0, low] };
     entry.mac = Mac::from_octets(mac.unwrap_or(default));
     Ok(entry)
+}
+
+/// The number of an endpoint; `host` is the node's own.
+fn endpoint(words: &mut Words<'_>) -> Result<u16> {
+    match words.word("an endpoint number, or host")? {
+        "host" => Ok(ids::HOST_ENDPOINT),
+        number => number.parse().map_err(|_| words.unknown(number, "an endpoint number, or host")),
+    }
+}
+
+fn endpoint_text(endpoint: u16) -> String {
+    if endpoint == ids::HOST_ENDPOINT { "host".to_owned() } else { endpoint.to_string() }
 }
 
 fn ip_entry_text(entry: &IpEntry) -> String {
     let mut out = format!("id {}", identity_text(entry.identity));
     if entry.endpoint != 0 {
-        out += &format!(" endpoint {}", entry.endpoint);
+        out += &format!(" endpoint {}", endpoint_text(entry.endpoint));
     }
     if entry.ifindex != 0 {
         out += &format!(" ifindex {}", entry.ifindex);
@@ -168,7 +181,7 @@ fn blocks(from: u16, to: u16) -> Vec<(u16, u32)> {
 pub(super) fn policy_keys(line: &str) -> Result<Vec<PolicyKey>> {
     let mut words = Words::new(line);
     let mut key = PolicyKey { prefix_len: policy::FIXED_BITS, ..PolicyKey::default() };
-    key.endpoint = words.value("an endpoint number")?;
+    key.endpoint = endpoint(&mut words)?;
     key.direction = match words.word("ingress or egress")? {
         "ingress" => policy::INGRESS,
         "egress" => policy::EGRESS,
@@ -209,14 +222,16 @@ pub(super) fn policy_keys(line: &str) -> Result<Vec<PolicyKey>> {
 /// Value of a policy line; `l4_prefix` is the key's.
 pub(super) fn policy_entry(line: &str) -> Result<PolicyEntry> {
     let mut words = Words::new(line);
-    let mut entry = PolicyEntry::default();
-    match words.word("allow or deny")? {
-        "allow" => entry.precedence = policy::PRECEDENCE_ALLOW,
+    let mut entry = PolicyEntry { precedence: policy::PRECEDENCE_ALLOW, ..PolicyEntry::default() };
+    match words.word("allow, deny, redirect or audit")? {
+        "allow" => {}
+        "redirect" => entry.flags = PolicyFlags(PolicyFlags::REDIRECT),
+        "audit" => entry.flags = PolicyFlags(PolicyFlags::AUDIT),
         "deny" => {
             entry.precedence = policy::PRECEDENCE_DENY;
             entry.flags = PolicyFlags(PolicyFlags::DENY);
         }
-        other => return Err(words.unknown(other, "allow, deny")),
+        other => return Err(words.unknown(other, "allow, deny, redirect, audit")),
     }
     while let Some(word) = words.next() {
         match word {
@@ -245,7 +260,7 @@ pub(super) fn policy_writes(key: &str, value: &str) -> Result<Vec<Write>> {
 fn policy_key_text(key: &PolicyKey) -> String {
     let direction = if key.direction == policy::INGRESS { "ingress" } else { "egress" };
     let peer = if key.identity == 0 { "any".to_owned() } else { identity_text(key.identity) };
-    let mut out = format!("{} {direction} {peer}", key.endpoint);
+    let mut out = format!("{} {direction} {peer}", endpoint_text(key.endpoint));
     if key.prefix_len < policy::PROTOCOL_BITS {
         return out + " any";
     }
@@ -265,7 +280,9 @@ fn policy_key_text(key: &PolicyKey) -> String {
 
 fn policy_entry_text(entry: &PolicyEntry) -> String {
     let deny = entry.flags.has(PolicyFlags::DENY);
-    let mut out = if deny { "deny" } else { "allow" }.to_owned();
+    let kinds = [(PolicyFlags::DENY, "deny"), (PolicyFlags::REDIRECT, "redirect"), (PolicyFlags::AUDIT, "audit")];
+    let kind = kinds.iter().find(|(bit, _)| entry.flags.has(*bit)).map_or("allow", |(_, name)| name);
+    let mut out = kind.to_owned();
     if entry.rule != 0 {
         out += &format!(" rule {}", entry.rule);
     }

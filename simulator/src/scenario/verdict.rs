@@ -116,6 +116,7 @@ pub struct EventText {
     verdict: Option<i32>,
     endpoint: Option<u16>,
     ingress: Option<bool>,
+    audited: bool,
     state: Option<u8>,
     from: Option<u32>,
     to: Option<u32>,
@@ -150,8 +151,14 @@ impl EventText {
             }
             "policy" => {
                 event.kind = EventKind::PolicyVerdict as u8;
-                event.verdict = Some(match words.word("allow or a drop reason")? {
+                event.verdict = Some(match words.word("allow, proxy, audit or a drop reason")? {
                     "allow" => 0,
+                    "proxy" => words.value("a port")?,
+                    "audit" => {
+                        event.audited = true;
+                        let name = words.word("a drop reason")?;
+                        -i32::from(reason(&words, name)? as u8)
+                    }
                     name => -i32::from(reason(&words, name)? as u8),
                 });
             }
@@ -215,6 +222,7 @@ impl EventText {
             && same(&self.code, event.code)
             && same(&self.verdict, event.verdict)
             && same(&self.endpoint, event.endpoint)
+            && self.audited == (event.flags & events::AUDITED != 0)
             && same(&self.ingress, event.flags & events::INGRESS != 0)
             && same(&self.state, event.state)
             && same(&self.from, event.source_identity)
@@ -264,7 +272,12 @@ pub fn event_text(event: &Event) -> String {
         }
         Some(EventKind::Trace) => format!("trace {}", name(&POINTS, |point| point as u8 == event.code)),
         Some(EventKind::PolicyVerdict) => {
-            format!("policy {} match {}", outcome(event.verdict), name(&MATCHES, |kind| kind as u8 == event.code))
+            let audit = if event.flags & events::AUDITED == 0 { "" } else { "audit " };
+            format!(
+                "policy {audit}{} match {}",
+                outcome(event.verdict),
+                name(&MATCHES, |kind| kind as u8 == event.code)
+            )
         }
         None => format!("kind {} code {}", event.kind, event.code),
     };

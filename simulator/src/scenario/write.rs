@@ -59,6 +59,7 @@ fn settings_text(settings_: &Config) -> String {
         (config::VERDICT_EVENTS, "verdict_events"),
         (config::TRACE_EVENTS, "trace_events"),
         (config::DUAL_STACK, "dual_stack"),
+        (config::HOST_POLICY, "host_policy"),
     ]
     .iter()
     .map(|(bit, name)| format!("{name} = {}", settings_.flags & bit != 0))

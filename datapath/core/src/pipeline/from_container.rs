@@ -1,14 +1,14 @@
 //! Packets leaving a pod, at the host side of its veth.
 //!
-//! parse → neighbour discovery → source check → owner of the destination → conntrack → policies (the sender's egress
-//! and, for a pod of this node, the receiver's ingress) → delivery, tunnel, or the node's stack.
+//! parse → neighbour discovery → flow → source check → owner of the destination → policies (the sender's egress and, for
+//! a pod of this node or the node itself, the receiver's ingress) → delivery, tunnel, or the node's stack.
 //!
-//! Look-ups of an established flow: owner of the source, owner of the destination, flow, counter.
+//! Look-ups of an established flow: flow, owner of the source, owner of the destination, counter.
 
 use datapath_abi::metrics::FORWARDED;
 use datapath_abi::{CallSlot, Config, Direction, DropReason, Identity, IpEntry, IpFlags, TracePoint, config};
 
-use super::{Outcome, deliver, enter, police, side, trace, tunnel};
+use super::{Outcome, deliver, dispatch, police, side, trace, tunnel};
 use crate::conntrack::{self, Side};
 use crate::facts::Facts;
 use crate::family::{Family, V4};
@@ -22,16 +22,9 @@ use crate::wire::l4;
 /// The entry program: IPv4 here, the rest by continuation.
 #[inline(always)]
 pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut Facts<V4>) -> Outcome {
-    let ethertype = enter(packet, tables)?;
-    if ethertype == ethernet::IPV4 {
-        run(packet, tables, facts)
-    } else if ethertype == ethernet::IPV6 {
-        Ok(Verdict::call(CallSlot::FromContainer6))
-    } else if ethertype == ethernet::ARP {
-        Ok(Verdict::call(CallSlot::Arp))
-    } else {
-        Err(DropReason::UnknownL3)
-    }
+    dispatch(packet, tables, facts, run, CallSlot::FromContainer6, |ethertype| {
+        if ethertype == ethernet::ARP { Ok(Verdict::call(CallSlot::Arp)) } else { Err(DropReason::UnknownL3) }
+    })
 }
 
 /// The whole path for one family.
@@ -90,13 +83,13 @@ fn forward<F: Family, P: Packet, T: Tables<F>>(
     source_identity: Identity,
     to: &IpEntry,
 ) -> Result<(Verdict, TracePoint), DropReason> {
+    if to.flags.has(IpFlags::LOCAL_HOST) {
+        return Ok((Verdict::PASS, TracePoint::ToHost));
+    }
     if to.endpoint != 0 {
         let verdict = deliver::<F, P>(packet, tables.config(), to)?;
         tables.count(Direction::Ingress, FORWARDED, facts.len);
         return Ok((verdict, TracePoint::ToEndpoint));
-    }
-    if to.flags.has(IpFlags::LOCAL_HOST) {
-        return Ok((Verdict::PASS, TracePoint::ToHost));
     }
     if tables.config().flags & config::TUNNEL == 0 {
         return Ok((Verdict::PASS, TracePoint::ToStack));

@@ -1,11 +1,11 @@
 //! Packets of the node's own stack towards pods, at weir's host device.
 //!
-//! To a pod of this node: on to its veth, where `to_container` asks its policy. (The hook is an egress hook, where the
+//! What a process of the node sends meets the node's egress policy, where it has one. To a pod of this node: on to its veth, where `to_container` asks its policy. (The hook is an egress hook, where the
 //! kernel has no `bpf_redirect_peer`.) To another node: through the tunnel, with the identity that holds there.
 
 use datapath_abi::{CallSlot, Identity, IpFlags, config, ids};
 
-use super::{Outcome, enter, tunnel};
+use super::{Outcome, dispatch, to_netdev, tunnel};
 use crate::edit;
 use crate::facts::Facts;
 use crate::family::{Family, V4};
@@ -13,25 +13,21 @@ use crate::ipcache;
 use crate::packet::Packet;
 use crate::tables::Tables;
 use crate::verdict::Verdict;
-use crate::wire::ethernet;
 
 /// The entry program: IPv4 here, the rest by continuation.
 #[inline(always)]
 pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut Facts<V4>) -> Outcome {
-    let ethertype = enter(packet, tables)?;
-    if ethertype == ethernet::IPV4 {
-        run(packet, tables, facts)
-    } else if ethertype == ethernet::IPV6 {
-        Ok(Verdict::call(CallSlot::FromHost6))
-    } else {
-        Ok(Verdict::PASS)
-    }
+    dispatch(packet, tables, facts, run, CallSlot::FromHost6, |_| Ok(Verdict::PASS))
 }
 
 /// The whole path for one family.
 #[inline(always)]
 pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts: &mut Facts<F>) -> Outcome {
     F::addresses(packet, facts)?;
+    if tables.config().flags & config::HOST_POLICY != 0 {
+        to_netdev::police_host(packet, tables, facts)?;
+        facts.source_identity = 0;
+    }
     let owner = ipcache::resolve(tables, &facts.tuple.destination);
     facts.destination_identity = owner.identity();
     let Some(destination) = owner.entry() else {

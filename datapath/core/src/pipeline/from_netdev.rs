@@ -1,8 +1,9 @@
-//! Packets from the underlay. Those for pods of this node meet their ingress policy; the rest is the stack's.
+//! Packets from the underlay. Those for pods of this node, and for the node itself where it has policies, meet their
+//! ingress policy; the rest is the stack's.
 
-use datapath_abi::{CallSlot, DropReason, IpFlags, TracePoint, config};
+use datapath_abi::{CallSlot, DropReason, IpFlags, config};
 
-use super::{Outcome, deliver, enter, police, side, trace};
+use super::{Outcome, dispatch, is_infrastructure, police, receive, side};
 use crate::conntrack::{self, Side};
 use crate::facts::Facts;
 use crate::family::{Family, V4};
@@ -10,19 +11,11 @@ use crate::ipcache;
 use crate::packet::Packet;
 use crate::tables::Tables;
 use crate::verdict::Verdict;
-use crate::wire::ethernet;
 
 /// The entry program: IPv4 here, the rest by continuation.
 #[inline(always)]
 pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut Facts<V4>) -> Outcome {
-    let ethertype = enter(packet, tables)?;
-    if ethertype == ethernet::IPV4 {
-        run(packet, tables, facts)
-    } else if ethertype == ethernet::IPV6 {
-        Ok(Verdict::call(CallSlot::FromNetdev6))
-    } else {
-        Ok(Verdict::PASS)
-    }
+    dispatch(packet, tables, facts, run, CallSlot::FromNetdev6, |_| Ok(Verdict::PASS))
 }
 
 /// The whole path for one family.
@@ -35,11 +28,15 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
     };
     let parsed = F::parse(packet, tables, facts)?;
     let found = conntrack::find(tables, facts, &parsed);
-    facts.endpoint = destination.endpoint;
+    let for_host = destination.flags.has(IpFlags::LOCAL_HOST);
     facts.destination_identity = destination.identity;
     let source = ipcache::resolve(tables, &facts.tuple.source);
-    // In tunnel mode a pod's packets come out of the tunnel, never bare.
-    if source.has_any(IpFlags::POD) && tables.config().flags & config::TUNNEL != 0 {
+    if for_host && is_infrastructure(tables.config(), facts, source.has_any(IpFlags::NODE)) {
+        return Ok(Verdict::PASS);
+    }
+    facts.endpoint = destination.endpoint;
+    // In tunnel mode a pod's packets to pods come out of the tunnel, never bare.
+    if !for_host && source.has_any(IpFlags::POD) && tables.config().flags & config::TUNNEL != 0 {
         return Err(DropReason::InvalidSourceIp);
     }
     if source.has_any(IpFlags::LOCAL_HOST) {
@@ -48,9 +45,5 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
     facts.source_identity = source.identity();
     let receiver = side(&destination, facts.source_identity);
     let report = police(packet, tables, facts, &parsed, found, &Side::default(), &receiver)?;
-    let outcome = deliver::<F, P>(packet, tables.config(), &destination);
-    if report && outcome.is_ok() {
-        trace(tables, facts, TracePoint::ToEndpoint);
-    }
-    outcome
+    receive(packet, tables, facts, &destination, report)
 }

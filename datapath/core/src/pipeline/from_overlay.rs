@@ -1,27 +1,19 @@
 //! Packets out of the tunnel device. The VNI is the sender's identity; the sender must be a node.
 
-use datapath_abi::{CallSlot, DropReason, IpFlags, TracePoint, config, ids};
+use datapath_abi::{CallSlot, DropReason, IpFlags, config, ids};
 
-use super::{Outcome, deliver, enter, police, side, trace};
+use super::{Outcome, dispatch, police, receive, side};
 use crate::conntrack::{self, Side};
 use crate::facts::Facts;
 use crate::family::{Family, V4};
 use crate::packet::Packet;
 use crate::tables::Tables;
 use crate::verdict::Verdict;
-use crate::wire::ethernet;
 
 /// The entry program: IPv4 here, the rest by continuation.
 #[inline(always)]
 pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut Facts<V4>) -> Outcome {
-    let ethertype = enter(packet, tables)?;
-    if ethertype == ethernet::IPV4 {
-        run(packet, tables, facts)
-    } else if ethertype == ethernet::IPV6 {
-        Ok(Verdict::call(CallSlot::FromOverlay6))
-    } else {
-        Err(DropReason::UnknownL3)
-    }
+    dispatch(packet, tables, facts, run, CallSlot::FromOverlay6, |_| Err(DropReason::UnknownL3))
 }
 
 /// The whole path for one family.
@@ -36,6 +28,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
     let destination = tables.owner(&facts.tuple.destination).ok_or(DropReason::Unroutable)?;
     facts.destination_identity = destination.identity;
     if destination.endpoint == 0 {
+        // The node itself, where it has no policies.
         if destination.flags.has(IpFlags::LOCAL_HOST) {
             return Ok(Verdict::PASS);
         }
@@ -46,11 +39,7 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
     facts.endpoint = destination.endpoint;
     let receiver = side(&destination, facts.source_identity);
     let report = police(packet, tables, facts, &parsed, found, &Side::default(), &receiver)?;
-    let outcome = deliver::<F, P>(packet, tables.config(), &destination);
-    if report && outcome.is_ok() {
-        trace(tables, facts, TracePoint::ToEndpoint);
-    }
-    outcome
+    receive(packet, tables, facts, &destination, report)
 }
 
 /// The identity that a VNI carries. `HOST` is valid on one node only, so no other node may claim it; the world of one

@@ -9,30 +9,53 @@ pub mod to_netdev;
 
 use datapath_abi::events::{EventKind, FlowState};
 use datapath_abi::metrics::{EVENT_LOST, FORWARDED};
-use datapath_abi::{Be16, Config, Direction, DropReason, IpEntry, TracePoint, config, policy as codes};
+use datapath_abi::{
+    Be16, CallSlot, Config, Direction, DropReason, IpEntry, IpFlags, TracePoint, config, policy as codes,
+};
 
 use crate::conntrack::{self, Flow, Found, Side};
 use crate::edit;
 use crate::facts::Facts;
-use crate::family::Family;
+use crate::family::{Family, V4};
 use crate::packet::Packet;
 use crate::parse::{Class, Parsed};
 use crate::policy::{self, Question};
 use crate::tables::{Node, Tables};
 use crate::verdict::Verdict;
-use crate::wire::ethernet::Ethernet;
+use crate::wire::ethernet::{self, Ethernet};
+use crate::wire::l4;
 
 /// What a stage says.
 pub type Outcome = Result<Verdict, DropReason>;
 
 /// EtherType of the frame; settings must be there.
 #[inline(always)]
-pub fn enter<P: Packet, T: Node>(packet: &mut P, tables: &T) -> Result<Be16, DropReason> {
+fn enter<P: Packet, T: Node>(packet: &mut P, tables: &T) -> Result<Be16, DropReason> {
     if tables.config().magic != config::MAGIC {
         return Err(DropReason::NoConfig);
     }
     let header: Ethernet = packet.load(0).ok_or(DropReason::InvalidPacket)?;
     Ok(header.ethertype)
+}
+
+/// What every entry program does: IPv4 in `four`, IPv6 by the continuation in `six`, the rest in `other`.
+#[inline(always)]
+pub fn dispatch<P: Packet, T: Node>(
+    packet: &mut P,
+    tables: &T,
+    facts: &mut Facts<V4>,
+    four: impl FnOnce(&mut P, &T, &mut Facts<V4>) -> Outcome,
+    six: CallSlot,
+    other: impl FnOnce(Be16) -> Outcome,
+) -> Outcome {
+    let ethertype = enter(packet, tables)?;
+    if ethertype == ethernet::IPV4 {
+        four(packet, tables, facts)
+    } else if ethertype == ethernet::IPV6 {
+        Ok(Verdict::call(six))
+    } else {
+        other(ethertype)
+    }
 }
 
 /// The one end of every packet, after its verdict was acted on: counts it, and reports a drop.
@@ -102,7 +125,11 @@ fn police_flow<F: Family, T: Tables<F>>(
     let (source, destination) = (renewed(source, track.source_done), renewed(destination, track.destination_done));
     let (egress_rule, ingress_rule) = ask_both(tables, facts, parsed, &source, &destination)?;
     let sides = ((&source, egress_rule), (&destination, ingress_rule));
-    if track.state == FlowState::New {
+    let opens = match entry.as_deref() {
+        Some(entry) => track.state == FlowState::New && !conntrack::joins(tables, entry, flow.source_is_lo, tcp_flags),
+        None => true,
+    };
+    if opens {
         drop(entry);
         if conntrack::create(tables, &flow, class, tcp_flags, sides.0, sides.1).is_err() {
             return Err(DropReason::CtCreateFailed);
@@ -180,12 +207,20 @@ fn ask<F: Family, T: Tables<F>>(
     facts.endpoint = side.endpoint;
     facts.rule = answer.rule;
     let wanted = tables.config().flags & config::VERDICT_EVENTS != 0 && facts.state == FlowState::New;
-    if answer.drop.is_some() || wanted {
-        let verdict = match answer.drop {
+    let refused = match answer.drop {
+        Some(_) => answer.drop,
+        None => answer.audited,
+    };
+    if refused.is_some() || wanted {
+        let verdict = match refused {
+            Some(DropReason::ProxyLookupFailed) if answer.proxy_port == Be16::ZERO => 1,
+            Some(DropReason::ProxyLookupFailed) => i32::from(answer.proxy_port.get()),
             Some(reason) => -i32::from(reason as u8),
             None => 0,
         };
+        facts.audited = answer.audited.is_some();
         report(tables, facts, EventKind::PolicyVerdict, answer.matched as u8, verdict);
+        facts.audited = false;
     }
     match answer.drop {
         Some(reason) => Err(reason),
@@ -207,12 +242,41 @@ pub fn side(owner: &IpEntry, peer: u32) -> Side {
     Side { endpoint: owner.endpoint, revision: owner.policy_revision, peer }
 }
 
+/// Whether a packet between this node and `port` of a peer never meets the node's policy: what its links and its tunnels
+/// need. Tunnels only with other nodes.
+#[inline(always)]
+pub fn is_infrastructure<F: Family>(config: &Config, facts: &Facts<F>, peer_is_node: bool) -> bool {
+    let port = facts.tuple.dport;
+    let tunnel = facts.tuple.protocol == l4::UDP && (port == config.vxlan_port || port == config.geneve_port);
+    F::on_link(facts) || (tunnel && peer_is_node && config.flags & config::TUNNEL != 0)
+}
+
 /// Hands the packet to a pod of this node.
 #[inline(always)]
 pub fn deliver<F: Family, P: Packet>(packet: &mut P, config: &Config, to: &IpEntry) -> Outcome {
     F::decrement_hops(packet)?;
     edit::set_addresses(packet, to.mac, config.host_mac)?;
     Ok(Verdict::deliver(to.ifindex))
+}
+
+/// Hands a packet from another node to what it is for: a pod of this node, or the node itself.
+#[inline(always)]
+pub fn receive<F: Family, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    facts: &Facts<F>,
+    to: &IpEntry,
+    report: bool,
+) -> Outcome {
+    let (verdict, point) = if to.flags.has(IpFlags::LOCAL_HOST) {
+        (Verdict::PASS, TracePoint::ToHost)
+    } else {
+        (deliver::<F, P>(packet, tables.config(), to)?, TracePoint::ToEndpoint)
+    };
+    if report {
+        trace(tables, facts, point);
+    }
+    Ok(verdict)
 }
 
 /// Sends the packet through the tunnel to the node of a pod.

@@ -4,7 +4,7 @@
 
 use datapath_abi::{CallSlot, DropReason, IpFlags, TracePoint, ids};
 
-use super::{Outcome, enter, police, side, trace};
+use super::{Outcome, dispatch, police, side, trace};
 use crate::conntrack::{self, Side};
 use crate::facts::Facts;
 use crate::family::{Family, V4};
@@ -26,16 +26,9 @@ const MARK_IDENTITY: u32 = 0x0f00;
 /// The entry program: IPv4 here, the rest by continuation.
 #[inline(always)]
 pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut Facts<V4>) -> Outcome {
-    let ethertype = enter(packet, tables)?;
-    if ethertype == ethernet::IPV4 {
-        run(packet, tables, facts)
-    } else if ethertype == ethernet::IPV6 {
-        Ok(Verdict::call(CallSlot::ToContainer6))
-    } else if ethertype == ethernet::ARP {
-        Ok(Verdict::PASS)
-    } else {
-        Err(DropReason::UnknownL3)
-    }
+    dispatch(packet, tables, facts, run, CallSlot::ToContainer6, |ethertype| {
+        if ethertype == ethernet::ARP { Ok(Verdict::PASS) } else { Err(DropReason::UnknownL3) }
+    })
 }
 
 /// The whole path for one family.

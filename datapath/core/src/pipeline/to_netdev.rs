@@ -1,10 +1,55 @@
-//! Packets to the underlay: counted.
+//! Packets to the underlay. What the node itself sends meets its egress policy, where it has one; all are counted.
 
-use super::Outcome;
+use datapath_abi::{CallSlot, DropReason, IpFlags, TracePoint, config};
+
+use super::{Outcome, dispatch, is_infrastructure, police, side, trace};
+use crate::conntrack::{self, Side};
+use crate::facts::Facts;
+use crate::family::{Family, V4};
+use crate::ipcache;
+use crate::packet::Packet;
+use crate::tables::Tables;
 use crate::verdict::Verdict;
 
-/// The whole path, for every EtherType.
+/// The entry program: IPv4 here, the rest by continuation. Nothing is looked up where the node has no policies.
 #[inline(always)]
-pub const fn run() -> Outcome {
+pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut Facts<V4>) -> Outcome {
+    if tables.config().flags & config::HOST_POLICY == 0 {
+        return Ok(Verdict::PASS);
+    }
+    dispatch(packet, tables, facts, run, CallSlot::ToNetdev6, |_| Ok(Verdict::PASS))
+}
+
+/// The whole path for one family.
+#[inline(always)]
+pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts: &mut Facts<F>) -> Outcome {
+    F::addresses(packet, facts)?;
+    if police_host(packet, tables, facts)? {
+        trace(tables, facts, TracePoint::ToNetwork);
+    }
     Ok(Verdict::PASS)
+}
+
+/// Asks the node's egress policy about a packet, if the node itself sends it. `Ok(true)`: worth a trace event.
+#[inline(always)]
+pub(super) fn police_host<F: Family, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    facts: &mut Facts<F>,
+) -> Result<bool, DropReason> {
+    let source = match tables.owner(&facts.tuple.source) {
+        Some(source) if source.endpoint != 0 && source.flags.has(IpFlags::LOCAL_HOST) => source,
+        Some(_) | None => return Ok(false),
+    };
+    let parsed = F::parse(packet, tables, facts)?;
+    let found = conntrack::find(tables, facts, &parsed);
+    let destination = ipcache::resolve(tables, &facts.tuple.destination);
+    if is_infrastructure(tables.config(), facts, destination.has_any(IpFlags::NODE)) {
+        return Ok(false);
+    }
+    facts.endpoint = source.endpoint;
+    facts.source_identity = source.identity;
+    facts.destination_identity = destination.identity();
+    let sender = side(&source, facts.destination_identity);
+    police(packet, tables, facts, &parsed, found, &sender, &Side::default())
 }

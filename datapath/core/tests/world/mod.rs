@@ -161,7 +161,7 @@ impl World {
             Hook::ToContainer => to_container::entry(frame, self, facts),
             Hook::FromOverlay => from_overlay::entry(frame, self, facts),
             Hook::FromNetdev => from_netdev::entry(frame, self, facts),
-            Hook::ToNetdev => to_netdev::run(),
+            Hook::ToNetdev => to_netdev::entry(frame, self, facts),
             Hook::FromHost => from_host::entry(frame, self, facts),
         })?;
         if outcome.action != Action::Call {
@@ -178,7 +178,7 @@ impl World {
                 Hook::ToContainer => to_container::run(frame, self, &mut facts),
                 Hook::FromOverlay => from_overlay::run(frame, self, &mut facts),
                 Hook::FromNetdev => from_netdev::run(frame, self, &mut facts),
-                Hook::ToNetdev => to_netdev::run(),
+                Hook::ToNetdev => to_netdev::run(frame, self, &mut facts),
                 Hook::FromHost => from_host::run(frame, self, &mut facts),
             };
             self.finish(&facts, outcome)
