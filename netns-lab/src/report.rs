@@ -20,6 +20,12 @@ impl Report {
         self.check(what, wrong);
     }
 
+    /// Every check: what should be, and what is wrong with it, if anything.
+    #[must_use]
+    pub fn checks(&self) -> &[(String, Option<String>)] {
+        &self.checks
+    }
+
     /// Checks that held, and that did not.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {

@@ -1,101 +1,330 @@
-//! A cluster on this machine: a namespace for each node and pod, the object on their devices, maps filled by `agent-core`.
+//! A cluster on this machine: a namespace for each node and pod, a real agent on each node, real devices between them, and
+//! the world outside.
+//!
+//! ```text
+//!  pod  pod        pod          what the agents make: devices of pods, weir_vxlan, weir_host, programs, maps
+//!    \  |           |
+//!    node-1       node-2        what a lab makes: namespaces, `eth0` of nodes, the switch, the outside
+//!      eth0         eth0
+//!        \          /
+//!      switch: a bridge for each segment
+//!             |
+//!      outside: a router between segments, and the owner of every address that is nobody's
+//! ```
+//!
+//! The outside knows which node has which pods, as a router of a cluster does; nodes have their default route there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::thread;
 
-use agent_core::model::Name;
-use agent_core::{Compiled, IdentityAllocator, Limits, LocalEndpoint, Model, Settings, reconcile};
-use anyhow::{Context, Result};
-use datapath_abi::{
-    Addr4, Addr6, CallSlot, Config, Direction, DropReason, Event, EventKind, Hook, Mac, MapId, MetricsEntry, config,
-    metrics_index,
-};
-use datapath_kernel::{LoadOptions, Loaded, RingReader, TcxLink, TcxPoint};
-use datapath_maps::TableView;
-use zerocopy::{FromBytes, IntoBytes};
+use agent_api::{Endpoint, Request};
+use agent_core::model::{Name, Node as NodeSpec, read_documents};
+use agent_core::{Model, Settings};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
+use crate::manifest;
+use crate::node::NodeAgent;
 use crate::place::Place;
+use crate::registry::{self, Run};
+use crate::topology::Topology;
+use crate::watch::Watch;
 
-/// Ethernet address of the host side of every pod's veth.
-const HOST_MAC: [u8; 6] = [0x02, 0x77, 0, 0, 0, 1];
-const HOST_IFINDEX: u32 = 400;
-const TUNNEL_IFINDEX: u32 = 401;
-const UNDERLAY_IFINDEX: u32 = 402;
-/// IANA numbers.
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-/// Room for 50 bytes of outer headers in 1500.
-const POD_MTU: u32 = 1450;
+/// Addresses of the outside on every segment: no node's.
+const GATEWAY4: &str = "169.254.77.1";
+const GATEWAY6: &str = "fe80::1";
 
-/// One node.
+/// A node: its namespace and its agent.
 #[derive(Debug)]
 struct Node {
+    agent: NodeAgent,
     place: Place,
-    endpoints: Vec<LocalEndpoint>,
-    object: Loaded,
-    events: RingReader,
-    /// Programs on devices, as long as these are held.
-    _links: Vec<TcxLink>,
+    spec: NodeSpec,
+}
+
+/// A pod with a network of its own.
+#[derive(Debug)]
+struct Pod {
+    place: Place,
+    node: String,
+    addresses: Vec<IpAddr>,
 }
 
 /// A cluster on this machine.
 #[derive(Debug)]
 pub struct World {
     model: Model,
-    identities: IdentityAllocator,
-    /// Dropped before the namespaces: no program outlives its device.
+    topology: Topology,
     nodes: BTreeMap<String, Node>,
-    pods: BTreeMap<Name, Place>,
-    _wire: Option<Place>,
+    pods: BTreeMap<Name, Pod>,
+    outside: Place,
+    outside_has: BTreeSet<IpAddr>,
+    switch: Place,
+    watch: Arc<Watch>,
+    generation: u64,
+    /// Dropped last: it removes everything.
+    run: Run,
 }
 
 impl World {
-    /// Builds what the manifests say.
+    /// Builds what the manifests say, on one segment.
     ///
     /// # Errors
     /// Wrong manifests, missing privileges or devices.
     pub fn new(manifests: &str) -> Result<Self> {
-        let model = read(manifests)?;
-        let mut pods = BTreeMap::new();
-        for name in model.pods().keys() {
-            pods.insert(name.clone(), Place::new(&name.to_string())?);
+        let model = Model::parse(&[("lab.yaml".to_owned(), manifests.to_owned())], Settings::default())?;
+        Self::build(Run::begin(None)?, &model, manifests, Topology::default())
+    }
+
+    /// Builds a cluster of these objects, which are those of `text`.
+    ///
+    /// # Errors
+    /// Missing privileges or devices, or what an agent says.
+    pub fn build(run: Run, model: &Model, text: &str, topology: Topology) -> Result<Self> {
+        let watch = Watch::new()?;
+        let switch = Place::named(&run, "switch")?;
+        let outside = Place::named(&run, "outside")?;
+        prepare_stack(&outside)?;
+        for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            outside.set(setting, "1")?;
         }
-        let wire = if model.nodes().len() > 1 { Some(bridge()?) } else { None };
-        let mut nodes = BTreeMap::new();
-        for number in 0..model.nodes().len() {
-            let node = node(&model, number, &pods, wire.as_ref())?;
-            nodes.insert(model.nodes()[number].name.clone(), node);
+        let mut world = Self {
+            model: model.clone(),
+            topology,
+            nodes: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            outside,
+            outside_has: BTreeSet::new(),
+            switch,
+            watch,
+            generation: 0,
+            run,
+        };
+        world.make_segments(model)?;
+        let settings = world.topology.agent_settings();
+        for spec in model.nodes() {
+            let place = Place::named(&world.run, &spec.name)?;
+            prepare_stack(&place)?;
+            world.wire(&place, spec)?;
+            let agent = NodeAgent::prepare(&world.run, &spec.name, &settings, &world.watch)?;
+            world.nodes.insert(spec.name.clone(), Node { agent, place, spec: spec.clone() });
         }
-        let mut world = Self { model, identities: IdentityAllocator::default(), nodes, pods, _wire: wire };
-        world.reconcile()?;
+        let text = world.numbered(text);
+        for node in world.nodes.values() {
+            node.agent.write_objects(&text)?;
+            node.agent.spawn(&world.run, &node.place)?;
+        }
+        // While the verifier is at work.
+        let places = world.make_pod_places(model)?;
+        for node in world.nodes.values() {
+            node.agent.wait_settled().with_context(|| node.agent.last_words())?;
+        }
+        world.connect(model, places)?;
         Ok(world)
     }
 
-    /// Other objects on the same nodes and pods: what an agent does when it sees a change.
+    /// Other objects on the same nodes: what is given to the agents, and in force when this returns. Pods come and go with
+    /// their objects.
     ///
     /// # Errors
-    /// Wrong manifests, or a map refuses.
+    /// Wrong manifests, other nodes than there are, or what an agent says.
     pub fn apply(&mut self, manifests: &str) -> Result<()> {
-        self.model = read(manifests)?;
-        self.reconcile()
+        let mut report = agent_core::input::Report::default();
+        let objects = read_documents(&manifest::parse(manifests)?, &mut report);
+        let objects = report.finish(objects)?;
+        let mut model = self.model.clone();
+        model.replace(objects)?;
+        self.change(&model, manifests)
     }
 
-    fn reconcile(&mut self) -> Result<()> {
-        let compiled = Compiled::new(&self.model, &mut self.identities)?;
-        for (name, node) in &mut self.nodes {
-            let desired = compiled.desired(name, &node.endpoints)?;
-            reconcile(&desired, &Limits::default(), node.object.maps_mut())?;
+    /// As [`Self::apply`], of objects that are read already.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn change(&mut self, model: &Model, text: &str) -> Result<()> {
+        ensure!(self.has_nodes(model), "a world has the nodes that it was built with");
+        let text = self.numbered(text);
+        for node in self.nodes.values() {
+            node.agent.write_objects(&text)?;
+        }
+        for node in self.nodes.values() {
+            node.agent.wait_settled()?;
+        }
+        let stays = |name: &Name, pod: &Pod| {
+            let wanted = model.pods().get(name).filter(|wanted| !wanted.host_network);
+            wanted.is_some_and(|wanted| wanted.node == pod.node && wanted.addresses == pod.addresses)
+        };
+        let gone: Vec<Name> =
+            self.pods.iter().filter(|(name, pod)| !stays(name, pod)).map(|(n, _)| n.clone()).collect();
+        for name in gone {
+            let Some(pod) = self.pods.remove(&name) else { continue };
+            let node = self.nodes.get(&pod.node).with_context(|| format!("no node {}", pod.node))?;
+            let _: Endpoint = node.agent.ask(&Request::EndpointDelete { endpoint: name.to_string() })?;
+            if let Some(namespace) = pod.place.namespace() {
+                registry::remove_namespace(namespace)?;
+            }
+        }
+        let places = self.make_pod_places(model)?;
+        self.connect(model, places)?;
+        self.model = model.clone();
+        Ok(())
+    }
+
+    /// Whether a model has just the nodes that this world was built with.
+    #[must_use]
+    pub fn has_nodes(&self, model: &Model) -> bool {
+        let same = |spec: &NodeSpec| {
+            self.nodes
+                .get(&spec.name)
+                .is_some_and(|node| node.spec.addresses == spec.addresses && node.spec.pod_cidrs == spec.pod_cidrs)
+        };
+        model.nodes().len() == self.nodes.len() && model.nodes().iter().all(same)
+    }
+
+    /// Every file is another one, so that agents read it, and read it once.
+    fn numbered(&mut self, text: &str) -> String {
+        self.generation += 1;
+        format!("# Objects of this lab, number {}\n{text}", self.generation)
+    }
+
+    /// A bridge for each segment, and the outside's device on it.
+    fn make_segments(&self, model: &Model) -> Result<()> {
+        for (number, segment) in self.topology.segments(model)?.iter().enumerate() {
+            let mtu = segment.mtu;
+            self.switch.ip_all(&format!(
+                "link add sw{number} type bridge\nlink set sw{number} mtu {mtu} up\n\
+                 link add up{number} mtu {mtu} type veth peer name seg{number} mtu {mtu} netns {}\n\
+                 link set up{number} master sw{number} up",
+                self.outside.path()
+            ))?;
+            self.outside.ip_all(&format!(
+                "link set seg{number} up\naddr add {GATEWAY4}/32 dev seg{number}\n\
+                 addr add {GATEWAY6}/64 dev seg{number} nodad"
+            ))?;
         }
         Ok(())
     }
 
-    /// Where a pod is, by `NAMESPACE/NAME`.
+    /// A node's device on its segment, its addresses and routes, and the outside's routes to it and its pods.
+    fn wire(&self, place: &Place, spec: &NodeSpec) -> Result<()> {
+        let number = self.topology.segment_of(&self.model, &spec.name)?;
+        let segments = self.topology.segments(&self.model)?;
+        let mtu = segments.get(number).context("no such segment")?.mtu;
+        // Names of devices are short.
+        let port = format!("p{}", self.nodes.len());
+        self.switch.ip_all(&format!(
+            "link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\nlink set {port} master sw{number} up",
+            place.path()
+        ))?;
+        let mut here = "link set eth0 up\n".to_owned();
+        let mut there = String::new();
+        for address in &spec.addresses {
+            let (length, extra) = if address.is_ipv4() { (24, "") } else { (64, "nodad") };
+            here.push_str(&format!("addr add {address}/{length} dev eth0 {extra}\n"));
+            there.push_str(&format!("route add {address} dev seg{number}\n"));
+        }
+        here.push_str(&format!("route add default via {GATEWAY4} dev eth0 onlink\n"));
+        here.push_str(&format!("route add ::/0 via {GATEWAY6} dev eth0\n"));
+        for prefix in &spec.pod_cidrs {
+            let first = |ipv4: bool| spec.addresses.iter().find(|address| address.is_ipv4() == ipv4);
+            // IPv4 over a node that has only IPv6 addresses is routable too.
+            let Some(via) = first(prefix.is_ipv4()).or_else(|| first(!prefix.is_ipv4())) else { continue };
+            let family = if via.is_ipv4() { "inet" } else { "inet6" };
+            there.push_str(&format!("route add {prefix} via {family} {via} dev seg{number} onlink\n"));
+        }
+        place.ip_all(&here)?;
+        self.outside.ip_all(&there)
+    }
+
+    /// Namespaces of pods that have none yet.
+    fn make_pod_places(&self, model: &Model) -> Result<BTreeMap<Name, Place>> {
+        let mut places = BTreeMap::new();
+        for pod in model.pods().values().filter(|pod| !pod.host_network) {
+            if !self.pods.contains_key(&pod.name) {
+                let place = Place::named(&self.run, &pod.name.to_string())?;
+                prepare_stack(&place)?;
+                places.insert(pod.name.clone(), place);
+            }
+        }
+        Ok(places)
+    }
+
+    /// Gives these pods to the agents of their nodes, all nodes at the same time.
+    fn connect(&mut self, model: &Model, places: BTreeMap<Name, Place>) -> Result<()> {
+        let mut of_nodes: BTreeMap<&str, Vec<(&Name, &Place)>> = BTreeMap::new();
+        for (name, place) in &places {
+            let pod = model.pods().get(name).with_context(|| format!("no pod {name}"))?;
+            of_nodes.entry(&pod.node).or_default().push((name, place));
+        }
+        let nodes = &self.nodes;
+        let add = |node: &str, pods: &[(&Name, &Place)]| -> Result<()> {
+            let node = nodes.get(node).with_context(|| format!("no node {node}"))?;
+            for (name, place) in pods {
+                let request = Request::EndpointAdd {
+                    pod: name.to_string(),
+                    netns: place.path(),
+                    ifname: "eth0".to_owned(),
+                    device: None,
+                };
+                let endpoint: Endpoint = node.agent.ask(&request)?;
+                let wanted: Vec<String> = model
+                    .pods()
+                    .get(name)
+                    .into_iter()
+                    .flat_map(|pod| &pod.addresses)
+                    .map(ToString::to_string)
+                    .collect();
+                if endpoint.addresses != wanted {
+                    bail!("{name}: the agent gave it {:?}, the model {wanted:?}", endpoint.addresses);
+                }
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let threads: Vec<_> = of_nodes.iter().map(|(node, pods)| scope.spawn(|| add(node, pods))).collect();
+            let ends = threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a thread ended early"))?);
+            ends.collect::<Result<Vec<()>>>()
+        })?;
+        for (name, place) in places {
+            if let Some(pod) = model.pods().get(&name) {
+                let pod = Pod { place, node: pod.node.clone(), addresses: pod.addresses.clone() };
+                self.pods.insert(name, pod);
+            }
+        }
+        Ok(())
+    }
+
+    /// The objects.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// How its nodes are connected and set.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The run's name, which is part of its namespaces' names.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.run.name()
+    }
+
+    /// Where a pod is, by `NAMESPACE/NAME`. One in its node's network is there.
     ///
     /// # Errors
     /// No such pod.
     pub fn pod(&self, name: &str) -> Result<&Place> {
-        let found = self.pods.iter().find(|(known, _)| known.to_string() == name);
-        found.map(|(_, place)| place).with_context(|| format!("no pod {name}"))
+        let (space, own) = name.split_once('/').with_context(|| format!("`{name}`: must be NAMESPACE/NAME"))?;
+        let key = Name::new(space, own);
+        if let Some(pod) = self.pods.get(&key) {
+            return Ok(&pod.place);
+        }
+        let pod = self.model.pods().get(&key).filter(|pod| pod.host_network);
+        self.node(&pod.with_context(|| format!("no pod {name}"))?.node)
     }
 
     /// A pod's address of one family, with a port.
@@ -109,182 +338,117 @@ impl World {
         Ok(SocketAddr::new(address.with_context(|| format!("{name} has no address of that family"))?, port))
     }
 
+    fn node_of(&self, name: &str) -> Result<&Node> {
+        self.nodes.get(name).with_context(|| format!("no node {name}"))
+    }
+
     /// Where a node is.
     ///
     /// # Errors
     /// No such node.
     pub fn node(&self, name: &str) -> Result<&Place> {
-        Ok(&self.nodes.get(name).with_context(|| format!("no node {name}"))?.place)
+        Ok(&self.node_of(name)?.place)
+    }
+
+    /// The agent of a node.
+    ///
+    /// # Errors
+    /// No such node.
+    pub fn agent(&self, node: &str) -> Result<&NodeAgent> {
+        Ok(&self.node_of(node)?.agent)
+    }
+
+    /// Starts a node's agent again after it was killed, and waits until it has looked after everything.
+    ///
+    /// # Errors
+    /// No such node, or what the agent says.
+    pub fn start_agent(&self, node: &str) -> Result<()> {
+        let node = self.node_of(node)?;
+        node.agent.spawn(&self.run, &node.place)?;
+        node.agent.wait_settled()
+    }
+
+    /// Names of the nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.nodes.keys().map(String::as_str)
+    }
+
+    /// Names of the pods that have networks of their own.
+    pub fn pods(&self) -> impl Iterator<Item = &Name> {
+        self.pods.keys()
     }
 
     /// Every node and pod.
     pub fn places(&self) -> impl Iterator<Item = &Place> {
-        self.nodes.values().map(|node| &node.place).chain(self.pods.values())
+        self.nodes.values().map(|node| &node.place).chain(self.pods.values().map(|pod| &pod.place))
     }
 
-    /// Packets counted at a node under a reason, all CPUs together. 0: forwarded.
+    /// The world outside.
+    #[must_use]
+    pub fn outside(&self) -> &Place {
+        &self.outside
+    }
+
+    /// The switch between nodes.
+    #[must_use]
+    pub fn switch(&self) -> &Place {
+        &self.switch
+    }
+
+    /// Makes an address one of the outside's.
     ///
     /// # Errors
-    /// The map cannot be read.
-    pub fn counted(&self, node: &str, direction: Direction, reason: u8) -> Result<u64> {
-        let node = self.nodes.get(node).with_context(|| format!("no node {node}"))?;
-        let counters = TableView::<u32, MetricsEntry>::new(node.object.maps(), MapId::Metrics);
-        let each = counters.get_per_cpu(&metrics_index(direction, reason))?.unwrap_or_default();
-        Ok(each.iter().map(|counter| counter.packets).sum())
+    /// What the kernel says.
+    pub fn outside_with(&mut self, address: IpAddr) -> Result<&Place> {
+        if self.outside_has.insert(address) {
+            let (length, extra) = if address.is_ipv4() { (32, "") } else { (128, "nodad") };
+            self.outside.ip(&format!("addr add {address}/{length} dev lo {extra}"))?;
+        }
+        Ok(&self.outside)
     }
 
-    /// Reasons of the events about dropped TCP and UDP at a node since the last call, in order. (IPv6 stacks talk on every
-    /// link, about routers and multicast groups, and the datapath says no.)
+    /// The outside has no addresses any more.
     ///
     /// # Errors
-    /// A record that is no event.
-    pub fn drops(&mut self, node: &str) -> Result<Vec<DropReason>> {
-        let node = self.nodes.get_mut(node).with_context(|| format!("no node {node}"))?;
-        let mut drops = Vec::new();
-        for record in node.events.drain() {
-            let event = Event::read_from_bytes(&record).ok().context("a record of another size")?;
-            if event.kind == EventKind::Drop as u8 && matches!(event.protocol, TCP | UDP) {
-                drops.push(DropReason::from_number(event.code).context("an unknown drop reason")?);
-            }
+    /// What the kernel says.
+    pub fn forget_outside(&mut self) -> Result<()> {
+        for address in std::mem::take(&mut self.outside_has) {
+            let length = if address.is_ipv4() { 32 } else { 128 };
+            self.outside.ip(&format!("addr del {address}/{length} dev lo"))?;
         }
-        Ok(drops)
+        Ok(())
+    }
+
+    /// What agents report as it happens.
+    #[must_use]
+    pub fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// Leaves everything standing, agents too, when this process ends.
+    ///
+    /// # Errors
+    /// When it cannot be marked so.
+    pub fn leave_standing(mut self) -> Result<()> {
+        self.run.leave_standing()?;
+        // Its agents go on: they are this process's children until it ends, and nobody's after that.
+        std::mem::forget(self);
+        Ok(())
     }
 }
 
-fn read(manifests: &str) -> Result<Model> {
-    Ok(Model::parse(&[("lab.yaml".to_owned(), manifests.to_owned())], Settings::default())?)
-}
-
-/// The wire between nodes: a switch.
-fn bridge() -> Result<Place> {
-    let wire = Place::new("wire")?;
-    wire.ip("link add switch type bridge")?;
-    wire.ip("link set switch up")?;
-    Ok(wire)
-}
-
-fn node(model: &Model, number: usize, pods: &BTreeMap<Name, Place>, wire: Option<&Place>) -> Result<Node> {
-    let spec = &model.nodes()[number];
-    let place = Place::new(&spec.name)?;
-    for setting in ["ipv4/conf/all/rp_filter", "ipv4/conf/default/rp_filter"] {
-        place.set(setting, "0")?;
-    }
-    devices(&place, model, number, wire)?;
-    let mut endpoints = Vec::new();
-    let here = model.pods().values().filter(|pod| pod.node == spec.name && !pod.host_network);
-    for (id, pod) in (1u16..).zip(here) {
-        let inside = pods.get(&pod.name).with_context(|| format!("no place for {}", pod.name))?;
-        let [high, low] = id.to_be_bytes();
-        let mac = [0x02, 0x77, 1, u8::try_from(number)?, high, low];
-        let ifindex = 500 + u32::from(id);
-        veth(&place, inside, ifindex, mac, &pod.addresses)?;
-        endpoints.push(LocalEndpoint { pod: pod.name.clone(), id, ifindex, mac: Mac::from_octets(mac) });
-    }
-    let settings = settings(model, &spec.addresses, spec.underlay());
-    let globals = [(config::SYMBOL, settings.as_bytes())];
-    let object = Loaded::open(
-        datapath_bytecode::OBJECT,
-        &LoadOptions { globals: &globals, max_entries: Some(16_384), ..LoadOptions::default() },
-    )?;
-    for (slot, program) in CallSlot::ALL {
-        object.set_call(MapId::Calls.name(), *slot as u32, program)?;
-    }
-    let links = attach(&place, &object, &endpoints, wire.is_some())?;
-    let events = object.ring(MapId::Events.name())?;
-    Ok(Node { place, endpoints, object, events, _links: links })
-}
-
-/// The node's own devices: towards its stack, the tunnel, and (with other nodes) the underlay.
-fn devices(place: &Place, model: &Model, number: usize, wire: Option<&Place>) -> Result<()> {
-    let spec = &model.nodes()[number];
-    place.ip(&format!("link add weir_host index {HOST_IFINDEX} arp off type veth peer name weir_net"))?;
-    place.ip("link set weir_net up")?;
-    place.ip("link set weir_host up")?;
-    place
-        .ip(&format!("link add weir_vxlan index {TUNNEL_IFINDEX} type vxlan external dstport 8472"))
-        .context("a vxlan device in metadata mode")?;
-    place.ip(&format!("link set weir_vxlan mtu {POD_MTU} up"))?;
-    let device = if let Some(wire) = wire {
-        place.ip(&format!(
-            "link add eth0 index {UNDERLAY_IFINDEX} type veth peer name port{number} netns {}",
-            wire.path()
-        ))?;
-        wire.ip(&format!("link set port{number} master switch up"))?;
-        place.ip("link set eth0 up")?;
-        "eth0"
-    } else {
-        "lo"
-    };
-    for address in &spec.addresses {
-        match address {
-            IpAddr::V4(address) => place.ip(&format!("addr add {address}/24 dev {device}"))?,
-            IpAddr::V6(address) => place.ip(&format!("addr add {address}/64 dev {device} nodad"))?,
-        }
-    }
-    for prefix in model.nodes().iter().flat_map(|node| &node.pod_cidrs) {
-        place.ip(&format!("route add {prefix} dev weir_host mtu {POD_MTU}"))?;
+/// Settings of a stack that has nothing to do with weir.
+fn prepare_stack(place: &Place) -> Result<()> {
+    // Others make numbers of another kind. Only where the machine lets namespaces choose it.
+    let _ = place.set("ipv4/tcp_congestion_control", "cubic");
+    for (setting, value) in [
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/default/rp_filter", "0"),
+        ("ipv6/conf/all/accept_dad", "0"),
+        ("ipv6/conf/default/accept_dad", "0"),
+        ("ipv6/conf/default/router_solicitations", "0"),
+    ] {
+        place.set(setting, value)?;
     }
     Ok(())
-}
-
-/// A pod's device: every address is behind it, and the datapath answers for all of them.
-fn veth(node: &Place, pod: &Place, ifindex: u32, mac: [u8; 6], addresses: &[IpAddr]) -> Result<()> {
-    let (gateway, own) = (Mac::from_octets(HOST_MAC), Mac::from_octets(mac));
-    node.ip(&format!(
-        "link add lxc{ifindex} index {ifindex} address {gateway:?} type veth peer name eth0 address {own:?} netns {}",
-        pod.path()
-    ))?;
-    node.ip(&format!("link set lxc{ifindex} mtu {POD_MTU} up"))?;
-    pod.ip(&format!("link set eth0 mtu {POD_MTU} up"))?;
-    for address in addresses {
-        match address {
-            IpAddr::V4(address) => {
-                pod.ip(&format!("addr add {address}/32 dev eth0"))?;
-                pod.ip("-4 route add default dev eth0")?;
-            }
-            IpAddr::V6(address) => {
-                pod.ip(&format!("addr add {address}/128 dev eth0 nodad"))?;
-                pod.ip("-6 route add default dev eth0")?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The node's settings. Ticks per second only stretch timeouts, and a lab is over before any of them.
-fn settings(model: &Model, addresses: &[IpAddr], underlay: Option<IpAddr>) -> Config {
-    let mut settings = Config::with_defaults(1000);
-    settings.host_mac = Mac::from_octets(HOST_MAC);
-    settings.host_ifindex = HOST_IFINDEX;
-    settings.tunnel_ifindex = TUNNEL_IFINDEX;
-    if model.dual_stack() {
-        settings.flags |= config::DUAL_STACK;
-    }
-    for address in addresses.iter().chain(&underlay) {
-        match address {
-            IpAddr::V4(address) => settings.node4 = Addr4::from_octets(address.octets()),
-            IpAddr::V6(address) => settings.node6 = Addr6::from_octets(address.octets()),
-        }
-    }
-    settings
-}
-
-fn attach(place: &Place, object: &Loaded, endpoints: &[LocalEndpoint], underlay: bool) -> Result<Vec<TcxLink>> {
-    let mut wanted =
-        vec![(HOST_IFINDEX, TcxPoint::Egress, Hook::FromHost), (TUNNEL_IFINDEX, TcxPoint::Ingress, Hook::FromOverlay)];
-    if underlay {
-        wanted.push((UNDERLAY_IFINDEX, TcxPoint::Ingress, Hook::FromNetdev));
-        wanted.push((UNDERLAY_IFINDEX, TcxPoint::Egress, Hook::ToNetdev));
-    }
-    for endpoint in endpoints {
-        wanted.push((endpoint.ifindex, TcxPoint::Ingress, Hook::FromContainer));
-        wanted.push((endpoint.ifindex, TcxPoint::Egress, Hook::ToContainer));
-    }
-    let _inside = place.enter()?;
-    let mut links = Vec::new();
-    for (ifindex, point, hook) in wanted {
-        let link = TcxLink::attach(object.program(hook.name())?, ifindex, point);
-        links.push(link.with_context(|| format!("{} on device {ifindex} (TCX needs Linux 6.6)", hook.name()))?);
-    }
-    Ok(links)
 }

@@ -12,15 +12,17 @@
 mod read;
 mod run;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use agent_core::Position;
 use agent_core::model::{Object, ObjectKey};
+use agent_core::yaml::Node;
 
 use super::{Family, Party};
 
 pub use read::{ScenarioError, load};
-pub use run::{Failed, Report, run};
+pub use run::{Done, Failed, Probed, Report, Runner, StepDone, Stop, meets, run};
 
 /// A scenario, with everything it names read.
 #[derive(Clone, Debug)]
@@ -33,6 +35,9 @@ pub struct Scenario {
     pub source: Option<String>,
     /// Objects at the start.
     pub objects: Vec<Object>,
+    /// Every document with an object, of the start and of all steps, as it was written. An object's position is its
+    /// document's (in a `List`, its item's).
+    pub documents: Vec<Node>,
     /// Settings.
     pub config: Config,
     /// What happens.
@@ -114,6 +119,17 @@ pub enum Expect {
         /// Here: `ingress`, `egress`, or the name of a hook; `None`: anywhere.
         at: Option<String>,
     },
+}
+
+impl fmt::Display for Expect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Allow => f.write_str("allow"),
+            Self::Deny => f.write_str("deny"),
+            Self::Drop { reason, at: None } => write!(f, "drop {}", reason.name()),
+            Self::Drop { reason, at: Some(at) } => write!(f, "drop {} at {at}", reason.name()),
+        }
+    }
 }
 
 /// A file, or all files with such endings in a folder and below it, sorted.

@@ -45,7 +45,8 @@ pub enum ScenarioError {
 /// # Errors
 /// See [`ScenarioError`].
 pub fn load(path: &Path) -> Result<Scenario, ScenarioError> {
-    let mut reader = Reader { folder: path.parent().unwrap_or(Path::new("")).to_owned(), report: Report::default() };
+    let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+    let mut reader = Reader { folder, report: Report::default(), applied: Vec::new() };
     let file = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| ScenarioError::File { path: path.to_owned(), error })?;
     let documents = yaml::parse(&file, &text).map_err(|error| InputErrors(vec![error]))?;
@@ -62,6 +63,8 @@ pub fn load(path: &Path) -> Result<Scenario, ScenarioError> {
 struct Reader {
     folder: PathBuf,
     report: Report,
+    /// Documents of steps.
+    applied: Vec<Node>,
 }
 
 impl Reader {
@@ -71,6 +74,7 @@ impl Reader {
             name: String::new(),
             source: None,
             objects: Vec::new(),
+            documents: Vec::new(),
             config: Config { tunnel: true, ipv4: true, ipv6: true },
             steps: Vec::new(),
         };
@@ -114,6 +118,8 @@ impl Reader {
         fields.finish(&mut self.report);
         documents.extend(inline);
         scenario.objects = read_documents(&documents, &mut self.report);
+        scenario.documents = documents;
+        scenario.documents.append(&mut self.applied);
         Ok(scenario)
     }
 
@@ -181,7 +187,9 @@ impl Reader {
         }
         if let Some(apply) = apply {
             let documents = self.objects_of(&apply)?;
-            return Ok(Some(Action::Apply(read_documents(&documents, &mut self.report))));
+            let objects = read_documents(&documents, &mut self.report);
+            self.applied.extend(documents);
+            return Ok(Some(Action::Apply(objects)));
         }
         if let Some(delete) = delete {
             let documents = self.objects_of(&delete)?;

@@ -8,7 +8,7 @@ use simulator_vm::RunError;
 use super::{Action, Expect, ProbeStep, Scenario, Step, Talk};
 use crate::cluster::matrix::of;
 use crate::cluster::probe::ProbeError;
-use crate::cluster::{Cluster, ClusterError, EngineKind, Hop, Options, Outcome, Party, Protocol};
+use crate::cluster::{Cluster, ClusterError, EngineKind, Hop, Options, Outcome, Party, Probe, Protocol};
 
 /// What a scenario said.
 #[derive(Debug, Default)]
@@ -54,13 +54,17 @@ pub struct Failed {
 
 /// Why a run stopped.
 #[derive(Debug, thiserror::Error)]
-enum Stop {
+pub enum Stop {
+    /// The scenario, or a step of it, is wrong.
     #[error(transparent)]
     Input(#[from] InputErrors),
+    /// The cluster could not be made or changed.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
+    /// A fault of a program.
     #[error("a program failed: {0}")]
     Program(#[from] RunError),
+    /// Captures could not be written.
     #[error("capture: {0}")]
     Capture(std::io::Error),
 }
@@ -68,77 +72,165 @@ enum Stop {
 /// Runs a scenario; with `trace`, failures tell every hop. What is wrong with the input is in [`Report::error`].
 pub fn run(scenario: &Scenario, options: &Options, trace: bool) -> Report {
     let mut report = Report::default();
-    if let Err(stop) = steps(scenario, options, trace, &mut report) {
+    if let Err(stop) = all_steps(scenario, options, trace, &mut report) {
         report.error = Some(stop.to_string());
     }
     report
 }
 
-fn steps(scenario: &Scenario, options: &Options, trace: bool, report: &mut Report) -> Result<(), Stop> {
-    let settings = Settings { ipv4: scenario.config.ipv4, ipv6: scenario.config.ipv6 };
-    if !settings.ipv4 && !settings.ipv6 {
-        let position = super::read::whole(&scenario.file);
-        let problem = Problem::Conflict("ipv4 and ipv6 cannot both be off".to_owned());
-        return Err(InputErrors(vec![InputError::new(position, "spec.config", problem)]).into());
+fn all_steps(scenario: &Scenario, options: &Options, trace: bool, report: &mut Report) -> Result<(), Stop> {
+    let mut runner = Runner::new(scenario, options, trace)?;
+    while let Some(done) = runner.step()? {
+        let (Done::Probed(probed), Action::Probe(probe)) = (done.what, &done.step.action) else { continue };
+        report.probes += u64::from(probe.repeat);
+        report.failed += probed.wrong();
+        if let Some((outcome, trail)) = probed.first_wrong {
+            let failed = failed(done.number, done.step, probe, probed.probe.protocol, &outcome);
+            report.failures.push(Failed { engine: options.engine, trail, ..failed });
+        }
     }
-    let model = Model::from_objects(scenario.objects.clone(), settings)?;
-    let options = Options { tunnel: scenario.config.tunnel, ..options.clone() };
-    let engine = options.engine;
-    let mut cluster = Cluster::new(model, options)?;
-    for (index, step) in scenario.steps.iter().enumerate() {
-        match &step.action {
-            Action::Apply(objects) => cluster.apply(objects.clone())?,
+    runner.finish()
+}
+
+/// A scenario that is run step by step, for whoever does the same elsewhere and compares.
+#[derive(Debug)]
+pub struct Runner<'a> {
+    scenario: &'a Scenario,
+    cluster: Cluster,
+    next: usize,
+    trace: bool,
+}
+
+/// A step that was done.
+#[derive(Debug)]
+pub struct StepDone<'a> {
+    /// The step.
+    pub step: &'a Step,
+    /// Its number, from 1.
+    pub number: usize,
+    /// What came of it.
+    pub what: Done,
+}
+
+/// What came of a step.
+#[derive(Debug)]
+pub enum Done {
+    /// The cluster's objects are others.
+    Changed,
+    /// So many nanoseconds passed.
+    Advanced(u64),
+    /// Flows were sent.
+    Probed(Probed),
+}
+
+/// The flows of a step.
+#[derive(Debug)]
+pub struct Probed {
+    /// Ends, addresses, protocol and port of every one of them.
+    pub probe: Probe,
+    /// What became of each, in order.
+    pub outcomes: Vec<Outcome>,
+    /// Whether each was as expected.
+    pub met: Vec<bool>,
+    /// The first that was not, with its hops when they were written down.
+    pub first_wrong: Option<(Outcome, Vec<String>)>,
+}
+
+impl Probed {
+    /// Flows that did not end as expected.
+    pub fn wrong(&self) -> u64 {
+        self.met.iter().map(|met| u64::from(!met)).sum()
+    }
+}
+
+impl<'a> Runner<'a> {
+    /// The cluster as it is before the first step. With `trace`, flows that end otherwise than expected tell every hop.
+    ///
+    /// # Errors
+    /// What is wrong with the scenario's objects, or with the engine.
+    pub fn new(scenario: &'a Scenario, options: &Options, trace: bool) -> Result<Self, Stop> {
+        let settings = Settings { ipv4: scenario.config.ipv4, ipv6: scenario.config.ipv6 };
+        if !settings.ipv4 && !settings.ipv6 {
+            let position = super::read::whole(&scenario.file);
+            let problem = Problem::Conflict("ipv4 and ipv6 cannot both be off".to_owned());
+            return Err(InputErrors(vec![InputError::new(position, "spec.config", problem)]).into());
+        }
+        let model = Model::from_objects(scenario.objects.clone(), settings)?;
+        let options = Options { tunnel: scenario.config.tunnel, ..options.clone() };
+        Ok(Self { scenario, cluster: Cluster::new(model, options)?, next: 0, trace })
+    }
+
+    /// The cluster as it is now.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Does the next step; `None`: there is none.
+    ///
+    /// # Errors
+    /// What is wrong with the step, or a fault of a program.
+    pub fn step(&mut self) -> Result<Option<StepDone<'a>>, Stop> {
+        let Some(step) = self.scenario.steps.get(self.next) else {
+            return Ok(None);
+        };
+        self.next += 1;
+        let what = match &step.action {
+            Action::Apply(objects) => {
+                self.cluster.apply(objects.clone())?;
+                Done::Changed
+            }
             Action::Delete(keys) => {
                 for key in keys {
-                    if cluster.delete(std::slice::from_ref(key))? == 0 {
+                    if self.cluster.delete(std::slice::from_ref(key))? == 0 {
                         return Err(wrong(step, "delete", format!("no {key} to delete")).into());
                     }
                 }
+                Done::Changed
             }
-            Action::Advance(ns) => cluster.advance(*ns),
-            Action::Probe(probe) => {
-                let failed = probe_step(&mut cluster, index + 1, step, probe, trace, report)?;
-                report.failures.extend(failed.map(|failed| Failed { engine, ..failed }));
+            Action::Advance(ns) => {
+                self.cluster.advance(*ns);
+                Done::Advanced(*ns)
             }
-        }
+            Action::Probe(probe) => Done::Probed(self.probe(step, probe)?),
+        };
+        Ok(Some(StepDone { step, number: self.next, what }))
     }
-    cluster.finish_captures().map_err(Stop::Capture)
+
+    fn probe(&mut self, step: &Step, probe: &ProbeStep) -> Result<Probed, Stop> {
+        let cluster = &mut self.cluster;
+        let protocol = protocol(cluster, probe).map_err(|what| wrong(step, "probe.port", what))?;
+        let resolved = cluster
+            .probe_between(&probe.from, &probe.to, protocol, probe.family)
+            .map_err(|error: ProbeError| wrong(step, "probe", error.to_string()))?;
+        let resolved = Probe { source_port: probe.source_port, ..resolved };
+        let mut probed = Probed { probe: resolved, outcomes: Vec::new(), met: Vec::new(), first_wrong: None };
+        for _ in 0..probe.repeat {
+            if self.trace {
+                cluster.start_trail();
+            }
+            let outcome = cluster.probe(&resolved)?;
+            let trail = cluster.take_trail();
+            let met = meets(&outcome, &probe.expect);
+            if !met && probed.first_wrong.is_none() {
+                probed.first_wrong = Some((outcome, trail.iter().map(|hop| hop_line(cluster, hop)).collect()));
+            }
+            probed.outcomes.push(outcome);
+            probed.met.push(met);
+        }
+        Ok(probed)
+    }
+
+    /// Ends captures.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn finish(mut self) -> Result<(), Stop> {
+        self.cluster.finish_captures().map_err(Stop::Capture)
+    }
 }
 
 fn wrong(step: &Step, field: &str, what: String) -> InputErrors {
     InputErrors(vec![InputError::new(step.position.clone(), field, Problem::Conflict(what))])
-}
-
-fn probe_step(
-    cluster: &mut Cluster,
-    number: usize,
-    step: &Step,
-    probe: &ProbeStep,
-    trace: bool,
-    report: &mut Report,
-) -> Result<Option<Failed>, Stop> {
-    let protocol = protocol(cluster, probe).map_err(|what| wrong(step, "probe.port", what))?;
-    let resolved = cluster
-        .probe_between(&probe.from, &probe.to, protocol, probe.family)
-        .map_err(|error: ProbeError| wrong(step, "probe", error.to_string()))?;
-    let resolved = crate::cluster::Probe { source_port: probe.source_port, ..resolved };
-    let mut first = None;
-    for _ in 0..probe.repeat {
-        if trace {
-            cluster.start_trail();
-        }
-        let outcome = cluster.probe(&resolved)?;
-        let trail = cluster.take_trail();
-        report.probes += 1;
-        if !meets(&outcome, &probe.expect) {
-            report.failed += 1;
-            if first.is_none() {
-                let trail = trail.iter().map(|hop| hop_line(cluster, hop)).collect();
-                first = Some(Failed { trail, ..failed(number, step, probe, protocol, &outcome) });
-            }
-        }
-    }
-    Ok(first)
 }
 
 fn hop_line(cluster: &Cluster, hop: &Hop) -> String {
@@ -162,7 +254,8 @@ fn protocol(cluster: &Cluster, probe: &ProbeStep) -> Result<Protocol, String> {
     }
 }
 
-fn meets(outcome: &Outcome, expect: &Expect) -> bool {
+/// Whether an outcome is what a step expects.
+pub fn meets(outcome: &Outcome, expect: &Expect) -> bool {
     match (expect, outcome) {
         (Expect::Allow, Outcome::Allowed) | (Expect::Deny, Outcome::Dropped { .. } | Outcome::Lost { .. }) => true,
         (Expect::Drop { reason, at }, Outcome::Dropped { drop, .. }) => {
@@ -173,12 +266,6 @@ fn meets(outcome: &Outcome, expect: &Expect) -> bool {
 }
 
 fn failed(number: usize, step: &Step, probe: &ProbeStep, protocol: Protocol, outcome: &Outcome) -> Failed {
-    let expected = match &probe.expect {
-        Expect::Allow => "allow".to_owned(),
-        Expect::Deny => "deny".to_owned(),
-        Expect::Drop { reason, at: None } => format!("drop {}", reason.name()),
-        Expect::Drop { reason, at: Some(at) } => format!("drop {} at {at}", reason.name()),
-    };
     let (got, reason, at) = match outcome {
         Outcome::Allowed => ("allow", None, None),
         Outcome::Dropped { drop, .. } => {
@@ -193,7 +280,7 @@ fn failed(number: usize, step: &Step, probe: &ProbeStep, protocol: Protocol, out
         to: probe.to.to_string(),
         protocol: protocol.name(),
         port: protocol.port(),
-        expected,
+        expected: probe.expect.to_string(),
         got: got.to_owned(),
         reason,
         at,

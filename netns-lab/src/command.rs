@@ -1,0 +1,329 @@
+//! The command line.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand};
+use datapath_kernel::{missing_privilege, probe_tcx};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::lab::{self, Finished, LabReport, Told};
+use crate::registry::{self, Run};
+use crate::topology::{self, Lab};
+
+/// weir on this machine's kernel: network namespaces, real agents, real devices, real sockets, and the simulator beside
+/// them. Nothing is left behind.
+#[derive(Debug, Parser)]
+#[command(name = "netns-lab", version, after_help = "Exit codes: 0 as expected, 1 something differs, 2 wrong call.")]
+struct Cli {
+    /// Folder of lab files.
+    #[arg(long, global = true, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/labs"))]
+    labs: PathBuf,
+    /// Every probe on a line of its own.
+    #[arg(long, short, global = true)]
+    verbose: bool,
+    /// One line of JSON for each lab (`list`) or scenario (`run`).
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Lists the labs, and whether they can run here.
+    List,
+    /// Runs these labs (without any: all of them).
+    Run {
+        /// Names, as `list` shows them, or lab files.
+        names: Vec<String>,
+        /// Only scenarios whose file's name contains this.
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+    },
+    /// Builds a lab and leaves it standing; prints how to enter its nodes and pods, and how to ask its agents.
+    Up {
+        /// Its name, or its file.
+        lab: String,
+        /// Another name to stand by, as for the same lab twice.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Takes down a lab that was left standing, or all.
+    Down {
+        /// Its name.
+        name: Option<String>,
+    },
+}
+
+/// Runs the command; returns the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("netns-lab: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<ExitCode> {
+    let everything = Command::Run { names: Vec::new(), only: None };
+    match cli.command.as_ref().unwrap_or(&everything) {
+        Command::List => list(cli),
+        Command::Run { names, only } => {
+            let mut labs = chosen(cli, names)?;
+            if let Some(only) = only {
+                restrict(&mut labs, only)?;
+            }
+            privileged()?;
+            begin()?;
+            run(cli, &labs)
+        }
+        Command::Up { lab, name } => {
+            let labs = chosen(cli, std::slice::from_ref(lab))?;
+            privileged()?;
+            begin()?;
+            labs.first().map_or(Ok(ExitCode::SUCCESS), |lab| up(lab, name.as_ref().unwrap_or(&lab.name)))
+        }
+        Command::Down { name } => {
+            privileged()?;
+            let gone = registry::take_down(name.as_deref())?;
+            if let (Some(name), true) = (name, gone.is_empty()) {
+                bail!("no lab {name} stands");
+            }
+            gone.iter().for_each(|name| println!("{name} is down"));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn privileged() -> Result<()> {
+    missing_privilege().map_or(Ok(()), |missing| {
+        bail!("labs need root on Linux ({missing}): sudo -E env \"PATH=$PATH\" cargo run -p netns-lab")
+    })
+}
+
+/// Before anything is made.
+fn begin() -> Result<()> {
+    for name in registry::clear_crashed()? {
+        eprintln!("netns-lab: removed what run {name}, which did not end well, had left");
+    }
+    registry::clear_on_signals()
+}
+
+/// Why labs cannot run here, if they cannot.
+fn obstacle() -> Option<String> {
+    if let Some(missing) = missing_privilege() {
+        return Some(format!("needs root ({missing})"));
+    }
+    probe_tcx().err().map(|error| format!("this kernel cannot attach the datapath (TCX, Linux 6.6): {error}"))
+}
+
+fn chosen(cli: &Cli, names: &[String]) -> Result<Vec<Lab>> {
+    let all = || topology::load_all(&cli.labs);
+    if names.is_empty() {
+        return all();
+    }
+    let mut labs = Vec::new();
+    for name in names {
+        if name.ends_with(".yaml") {
+            labs.push(topology::load(Path::new(name))?);
+        } else {
+            let found = all()?.into_iter().find(|lab| lab.name == *name);
+            labs.push(found.with_context(|| format!("no lab is called `{name}`: see `netns-lab list`"))?);
+        }
+    }
+    Ok(labs)
+}
+
+fn restrict(labs: &mut Vec<Lab>, only: &str) -> Result<()> {
+    for lab in &mut *labs {
+        let fits = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().contains(only));
+        lab.scenarios.retain(|file| fits(file));
+        lab.checks.retain(|check| check.name.contains(only));
+        lab.skips.retain(|skip| skip.scenario.contains(only));
+        if !"matrix".contains(only) {
+            lab.matrix.clear();
+        }
+    }
+    labs.retain(|lab| !lab.scenarios.is_empty() || !lab.checks.is_empty() || !lab.matrix.is_empty());
+    if labs.is_empty() { bail!("nothing in these labs is called like `{only}`") } else { Ok(()) }
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    name: &'a str,
+    about: &'a str,
+    scenarios: usize,
+    runs_here: bool,
+    obstacle: Option<&'a str>,
+}
+
+fn list(cli: &Cli) -> Result<ExitCode> {
+    let obstacle = obstacle();
+    for lab in chosen(cli, &[])? {
+        let scenarios = lab.scenarios.len() + lab.checks.len() + usize::from(!lab.matrix.is_empty());
+        if cli.json {
+            let listed = Listed {
+                name: &lab.name,
+                about: &lab.about,
+                scenarios,
+                runs_here: obstacle.is_none(),
+                obstacle: obstacle.as_deref(),
+            };
+            println!("{}", serde_json::to_string(&listed)?);
+        } else {
+            let here = obstacle.as_deref().map(|why| format!(" (not here: {why})")).unwrap_or_default();
+            println!("{:<14} {:>3} scenarios  {}{here}", lab.name, scenarios, lab.about);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    lab: &'a str,
+    scenario: &'a str,
+    probes: u64,
+    differences: &'a [String],
+    error: Option<&'a str>,
+    skipped: Option<&'a str>,
+    millis: u128,
+}
+
+fn run(cli: &Cli, labs: &[Lab]) -> Result<ExitCode> {
+    if let Some(why) = obstacle() {
+        bail!("{why}");
+    }
+    let began = Instant::now();
+    let mut reports = Vec::new();
+    for lab in labs {
+        let bar = progress();
+        let report = lab::run(lab, &mut |told| match told {
+            Told::Begins(count) => bar.set_length(u64::try_from(count).unwrap_or(0)),
+            Told::Does(what) => bar.set_message(what.to_owned()),
+            Told::Ended(finished) => {
+                bar.inc(1);
+                bar.suspend(|| {
+                    if !cli.json {
+                        print!("{}", text(&lab.name, finished, cli.verbose))
+                    }
+                });
+            }
+        });
+        bar.finish_and_clear();
+        if cli.json {
+            for finished in &report.finished {
+                let line = Line {
+                    lab: &lab.name,
+                    scenario: &finished.name,
+                    probes: finished.probes,
+                    differences: &finished.differences,
+                    error: finished.error.as_deref(),
+                    skipped: finished.skipped.as_deref(),
+                    millis: finished.took.as_millis(),
+                };
+                println!("{}", serde_json::to_string(&line)?);
+            }
+        }
+        reports.push(report);
+    }
+    if !cli.json {
+        print!("{}", table(&reports, began.elapsed()));
+    }
+    let all = || reports.iter().flat_map(|report| &report.finished);
+    Ok(match (all().any(|one| one.error.is_some()), all().any(|one| !one.differences.is_empty())) {
+        (true, _) => ExitCode::from(2),
+        (false, true) => ExitCode::FAILURE,
+        (false, false) => ExitCode::SUCCESS,
+    })
+}
+
+fn progress() -> ProgressBar {
+    let terminal = std::io::stderr().is_terminal();
+    let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(None, target);
+    match ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {elapsed}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+fn text(lab: &str, finished: &Finished, verbose: bool) -> String {
+    let state = match finished {
+        Finished { error: Some(_), .. } => "ERROR",
+        Finished { skipped: Some(_), .. } => "not run",
+        finished if finished.passed() => "ok",
+        _ => "DIFFERS",
+    };
+    let name = format!("{lab}/{}", finished.name);
+    let mut text =
+        format!("{state:<8} {name:<44} {:>4} probes {:>7.2} s\n", finished.probes, finished.took.as_secs_f32());
+    let mut add = |line: &str| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "    {line}");
+    };
+    if verbose {
+        finished.lines.iter().for_each(|line| add(line));
+    }
+    finished.differences.iter().for_each(|line| add(&format!("DIFFERS {line}")));
+    finished.error.iter().for_each(|line| add(line));
+    text
+}
+
+fn table(reports: &[LabReport], took: Duration) -> String {
+    let mut text = format!(
+        "\n{:<14} {:>9} {:>7} {:>11} {:>6} {:>8} {:>8} {:>9}\n",
+        "lab", "scenarios", "probes", "differences", "errors", "up", "time", "agent"
+    );
+    for report in reports {
+        let ran = report.finished.iter().filter(|one| one.skipped.is_none());
+        let up = report.up.iter().max().map_or("-".to_owned(), |up| format!("{:.2} s", up.as_secs_f32()));
+        let _ = writeln!(
+            text,
+            "{:<14} {:>9} {:>7} {:>11} {:>6} {:>8} {:>6.1} s {:>5.1} MiB",
+            report.name,
+            ran.clone().count(),
+            ran.clone().map(|one| one.probes).sum::<u64>(),
+            ran.clone().map(|one| one.differences.len()).sum::<usize>(),
+            ran.filter(|one| one.error.is_some()).count(),
+            up,
+            report.took.as_secs_f32(),
+            f64::from(u32::try_from(report.resident / 1024).unwrap_or(u32::MAX)) / 1024.0,
+        );
+    }
+    let skipped = |report: &LabReport| {
+        let all = report.finished.iter().filter_map(|one| Some((one.name.clone(), one.skipped.clone()?)));
+        all.map(|(name, why)| format!("not run: {}/{name}: {why}\n", report.name)).collect::<String>()
+    };
+    text.extend(reports.iter().map(skipped));
+    let _ = writeln!(text, "{:.1} s in all", took.as_secs_f32());
+    text
+}
+
+fn up(lab: &Lab, name: &str) -> Result<ExitCode> {
+    if let Some(why) = obstacle() {
+        bail!("{why}");
+    }
+    let began = Instant::now();
+    let world = lab::up(lab, Run::begin(Some(name))?)?;
+    println!("{name} stands ({:.2} s):", began.elapsed().as_secs_f32());
+    for place in world.places().chain([world.outside(), world.switch()]) {
+        println!("  {:<24} nsenter --net={}", place.name(), place.path());
+    }
+    println!("Its agents:");
+    for node in world.nodes() {
+        println!("  {:<24} weir --socket {} status", node, world.agent(node)?.socket().display());
+    }
+    println!("`netns-lab down {name}` takes it down.");
+    world.leave_standing()?;
+    Ok(ExitCode::SUCCESS)
+}
