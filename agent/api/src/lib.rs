@@ -123,8 +123,8 @@ pub struct Status {
     pub routing: String,
     /// Bytes of an IP packet in a pod, at most; 0: not known yet.
     pub mtu: u32,
-    /// Why there is no route to pods of other nodes.
-    pub unreachable: Vec<String>,
+    /// Routes to other nodes that cannot be made, devices of pods that cannot be mended.
+    pub problems: Vec<String>,
     /// Endpoints that are not in the maps, each with the reason.
     pub waiting: Vec<String>,
     /// How programs are attached: `tcx` or `clsact`.

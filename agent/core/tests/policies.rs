@@ -281,8 +281,10 @@ fn the_dump_shows_everything_a_node_holds() {
     let spec = "{podSelector: {matchLabels: {app: a}}, ingress: [{from: [{ipBlock: {cidr: 203.0.113.0/24, except: [203.0.113.7/32]}}], ports: [{port: 80, endPort: 81}]}]}";
     let cluster = Cluster::with(&(PODS.to_owned() + &policy("p", spec)), only4);
     let expected = "\
+ipcache4 10.244.1.1 identity 1 local-host node
 ipcache4 10.244.1.2 identity 256 at 192.168.0.11 endpoint 1 ifindex 101 pod
 ipcache4 10.244.1.3 identity 257 at 192.168.0.11 endpoint 2 ifindex 102 pod
+ipcache4 10.244.2.1 identity 6 at 192.168.0.12 node
 ipcache4 10.244.2.2 identity 258 at 192.168.0.12 pod
 ipcache4 10.244.2.3 identity 259 at 192.168.0.12 pod
 ipcache4 192.168.0.11 identity 1 local-host node

@@ -80,8 +80,8 @@ fn deleting_everything_leaves_only_nodes() {
     cluster.delete(&all);
     for store in cluster.nodes.values() {
         for map in OWNED {
-            let nodes = usize::from(matches!(map, MapId::Ipcache4 | MapId::Ipcache6)) * 2;
-            assert_eq!(store.entries(map).unwrap().len(), nodes, "{map:?}");
+            let nodes = usize::from(matches!(map, MapId::Ipcache4 | MapId::Ipcache6)) * 4;
+            assert_eq!(store.entries(map).unwrap().len(), nodes, "{map:?}: an address and a gateway each");
         }
     }
 }
@@ -191,12 +191,12 @@ fn a_full_map_is_an_error_before_anything_is_written() {
     let cluster = Cluster::new(PODS);
     let desired = cluster.desired("node-1");
     let mut store = maps();
-    let limits = Limits::default().with(MapId::Ipcache6, 4);
+    let limits = Limits::default().with(MapId::Ipcache6, 6);
     let error = reconcile(&desired, &limits, &mut store).unwrap_err();
-    assert_eq!(error, ReconcileError::Full { map: MapId::Ipcache6, capacity: 4, needed: 5 });
-    assert_eq!(error.to_string(), "map `ipcache6` holds 4 entries and the change needs room for 5");
+    assert_eq!(error, ReconcileError::Full { map: MapId::Ipcache6, capacity: 6, needed: 7 });
+    assert_eq!(error.to_string(), "map `ipcache6` holds 6 entries and the change needs room for 7");
     assert!(Snapshot::read(&store).unwrap().is_empty());
-    reconcile(&desired, &limits.with(MapId::Ipcache6, 5), &mut store).unwrap();
+    reconcile(&desired, &limits.with(MapId::Ipcache6, 7), &mut store).unwrap();
 }
 
 /// A store that refuses its n-th write.

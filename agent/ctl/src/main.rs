@@ -235,7 +235,7 @@ fn status_text(status: &Status) -> String {
     lines.push(format!("endpoints  {} of {} in the maps", status.endpoints.1, status.endpoints.0));
     lines.extend(status.waiting.iter().map(|why| format!("           {why}")));
     lines.push(format!("routing    {}, MTU {}", status.routing, status.mtu));
-    lines.extend(status.unreachable.iter().map(|why| format!("           {why}")));
+    lines.extend(status.problems.iter().map(|why| format!("           {why}")));
     lines.push(format!("programs   attached by {}, pinned in {}", status.attach, status.bpffs));
     lines.extend(status.attached.iter().map(|device| format!("           {device}")));
     lines.push(format!("flows      {} at the last sweep, {} of them expired", status.flows.0, status.flows.1));

@@ -58,7 +58,7 @@ fn a_wrong_call_is_2_and_an_agent_that_fails_is_1() {
 fn an_agent_that_is_not_healthy_is_1() {
     let status = r#"{"ok":{"healthy":false,"version":"0","node":"n1","source":{"directory":"/d","files":1,"objects":2,
         "error":"a.yaml:3: kind: is required"},"reconcile_error":null,"last_pass":null,"endpoints":[2,1],
-        "routing":"native","mtu":1500,"unreachable":["route to 10.244.2.0/24: 192.0.2.2 is on no network of this node"],
+        "routing":"native","mtu":1500,"problems":["route to 10.244.2.0/24: 192.0.2.2 is on no network of this node"],
         "waiting":["endpoint 2: its device is gone"],"attach":"tcx","attached":[],"bpffs":"/b","events_lost":0,"flows":[0,0]}}"#;
     let (_, output) = weir(&["status"], &(status.replace('\n', "") + "\n"));
     assert_eq!(output.status.code(), Some(1));

@@ -51,6 +51,10 @@ pub struct Agent {
     pub(crate) last_pass: Option<Pass>,
     pub(crate) network: Option<Network>,
     pub(crate) datapath: Option<Datapath>,
+    /// Programs were loaded that endpoints' devices do not have yet.
+    attach_again: bool,
+    /// What of an endpoint's devices could not be mended.
+    pub(crate) broken: BTreeMap<u16, String>,
     /// Numbers of the endpoints' devices.
     pub(crate) devices: BTreeMap<u16, u32>,
     /// Endpoints that are not in the maps, with the reason.
@@ -88,6 +92,8 @@ impl Agent {
             last_pass: None,
             network: None,
             datapath: None,
+            attach_again: false,
+            broken: BTreeMap::new(),
             devices: BTreeMap::new(),
             waiting: BTreeMap::new(),
             flows: (0, 0),
@@ -97,6 +103,11 @@ impl Agent {
     /// Number of files that were read last.
     pub fn files(&self) -> usize {
         self.files.len()
+    }
+
+    /// Whether the folder cannot even be read, which is tried again often: it may be made at any time.
+    pub const fn is_unreadable(&self) -> bool {
+        self.unreadable
     }
 
     /// Whether it is worth trying again without a change of the files.
@@ -126,21 +137,7 @@ impl Agent {
                 }
             }
         }
-        match self.sync().await {
-            Ok(changes) => {
-                let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-                tracing::info!(changes, micros, "maps are as the objects say");
-                self.last_pass = Some(Pass { changes, micros });
-                self.error = None;
-            }
-            Err(error) => {
-                let error = error.to_string();
-                if self.error.as_ref() != Some(&error) {
-                    tracing::error!("not as the objects say: {error}");
-                }
-                self.error = Some(error);
-            }
-        }
+        self.pass(began).await;
     }
 
     /// Reads the folder; whether the model changed.
@@ -171,13 +168,7 @@ impl Agent {
     /// # Errors
     /// The first thing that cannot be had.
     pub async fn sync(&mut self) -> Result<usize, Failure> {
-        let Some(model) = self.model.clone() else {
-            return Err(Failure::input("the objects have not been read yet"));
-        };
-        let own = model
-            .node(&self.settings.node)
-            .ok_or_else(|| Failure::input(format!("no node `{}` among the objects", self.settings.node)))?
-            .clone();
+        let (model, _) = self.own_model()?;
         let mut identities = self.identities.clone();
         let compiled = Compiled::new(&model, &mut identities)?;
         self.state.change(|saved| {
@@ -187,15 +178,77 @@ impl Agent {
         self.identities = identities;
         self.names = names(&model);
         self.compiled = Some(compiled);
-        self.make_network(&own, model.nodes()).await?;
+        self.make_devices().await?;
+        self.reconcile(&model)
+    }
+
+    /// The model, and this node in it.
+    fn own_model(&self) -> Result<(Model, Node), Failure> {
+        let Some(model) = &self.model else {
+            return Err(Failure::input("the objects have not been read yet"));
+        };
+        let own = model.node(&self.settings.node);
+        let own = own.ok_or_else(|| Failure::input(format!("no node `{}` among the objects", self.settings.node)))?;
+        Ok((model.clone(), own.clone()))
+    }
+
+    /// Devices, addresses, routes and programs. Returns whether entries of endpoints may have to change.
+    async fn make_devices(&mut self) -> Result<bool, Failure> {
+        let (model, own) = self.own_model()?;
+        let other = self.make_network(&own, model.nodes()).await?;
         self.make_datapath(&own, model.dual_stack())?;
         if self.network.as_ref().is_some_and(|network| network.tunnel == 0) {
             self.net.remove(net::TUNNEL).await?;
         }
-        if self.devices.is_empty() {
-            self.recover().await?;
+        Ok(self.recover().await? || other)
+    }
+
+    /// Looks at devices, addresses and routes again, after something of them has changed.
+    pub async fn heal(&mut self) {
+        if self.compiled.is_none() {
+            return;
         }
-        self.reconcile(&model)
+        let healed = match self.make_devices().await {
+            Ok(true) => self.own_model().and_then(|(model, _)| self.reconcile(&model)),
+            Ok(false) => {
+                tracing::debug!("looked at devices");
+                return;
+            }
+            Err(error) => Err(error),
+        };
+        match healed {
+            Ok(changes) => tracing::info!(changes, "devices have changed; all is as it should be again"),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn failed(&mut self, error: &Failure) {
+        let error = error.to_string();
+        if self.error.as_ref() != Some(&error) {
+            tracing::error!("not as the objects say: {error}");
+        }
+        self.error = Some(error);
+    }
+
+    /// Tries again what could not be had.
+    pub async fn retry(&mut self) {
+        if self.unreadable {
+            self.refresh().await;
+        } else if self.error.is_some() {
+            self.pass(Instant::now()).await;
+        }
+    }
+
+    async fn pass(&mut self, began: Instant) {
+        match self.sync().await {
+            Ok(changes) => {
+                let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+                tracing::info!(changes, micros, "maps are as the objects say");
+                self.last_pass = Some(Pass { changes, micros });
+                self.error = None;
+            }
+            Err(error) => self.failed(&error),
+        }
     }
 
     fn config(&self, own: &Node, network: &Network, dual_stack: bool) -> Config {
@@ -223,19 +276,16 @@ impl Agent {
         config
     }
 
-    /// Programs with the right settings on every device.
+    /// Programs with the right settings on the node's own devices; on those of endpoints they are put by [`Self::recover`],
+    /// which knows whether the devices are there.
     fn make_datapath(&mut self, own: &Node, dual_stack: bool) -> Result<(), Failure> {
         let Some(network) = &self.network else {
             return Ok(());
         };
         let config = self.config(own, network, dual_stack);
         if self.datapath.as_ref().is_none_or(|datapath| *datapath.config() != config) {
-            let datapath = Datapath::load(&self.folder, config, self.settings.flows)?;
-            for ifindex in self.devices.values() {
-                datapath.attach(Hook::ToContainer, *ifindex)?;
-                datapath.attach(Hook::FromContainer, *ifindex)?;
-            }
-            self.datapath = Some(datapath);
+            self.datapath = Some(Datapath::load(&self.folder, config, self.settings.flows)?);
+            self.attach_again = true;
         }
         if let Some(datapath) = &self.datapath {
             if network.tunnel != 0 {
@@ -251,13 +301,13 @@ impl Agent {
     }
 
     /// Compares what is remembered with the devices that are there. Endpoints that were not finished, or whose device went
-    /// with the pod's namespace, are forgotten; devices of weir that belong to no endpoint are removed. Returns whether
-    /// endpoints were forgotten.
+    /// with the pod's namespace, are forgotten; devices of weir that belong to no endpoint are removed; the others are made
+    /// as they should be. Returns whether endpoints, or numbers of their devices, are others than before.
     ///
     /// # Errors
     /// What the kernel says.
     pub async fn recover(&mut self) -> Result<bool, Failure> {
-        let links = self.net.links().await?;
+        let (links, addresses) = (self.net.links().await?, self.net.addresses().await?);
         let alive = |id: &u16| {
             self.state.get().endpoints.get(id).filter(|saved| saved.ready).and_then(|saved| links.get(&saved.device))
         };
@@ -277,28 +327,22 @@ impl Agent {
         self.state.change(|saved| saved.endpoints.retain(|id, _| !lost.contains(id)))?;
         if let Some(datapath) = &self.datapath {
             for (id, ifindex) in &devices {
-                if self.devices.get(id) != Some(ifindex) {
+                if self.attach_again || self.devices.get(id) != Some(ifindex) {
                     datapath.attach(Hook::ToContainer, *ifindex)?;
                     datapath.attach(Hook::FromContainer, *ifindex)?;
                 }
             }
+            self.attach_again = false;
         }
+        let changed = !lost.is_empty() || self.devices != devices;
         self.devices = devices;
-        let own = |network: &Network| {
-            [(net::TUNNEL, network.tunnel), (net::HOST, network.host)]
-                .iter()
-                .filter(|(_, index)| *index != 0)
-                .all(|(name, index)| links.get(*name).is_some_and(|link| link.index == *index))
-        };
-        if self.network.take_if(|network| !own(network)).is_some() {
-            self.error = Some("devices of weir are gone: they are made again".to_owned());
-        }
         if let Some(network) = &self.network {
             let mut keep: BTreeSet<u32> = self.devices.values().chain(network.underlay.values()).copied().collect();
             keep.extend([network.tunnel, network.host]);
             self.folder.keep(&keep)?;
         }
-        Ok(!lost.is_empty())
+        self.repair_endpoints(&links, &addresses).await?;
+        Ok(changed)
     }
 
     /// The maps as the model and the endpoints say. Returns the number of changes.
@@ -349,22 +393,13 @@ impl Agent {
         Ok((self.clock.now()?, self.ticks_per_second))
     }
 
-    /// Removes expired flows, and endpoints whose device is gone.
+    /// Removes expired flows, and looks at devices in case something was not said.
     pub async fn sweep(&mut self) {
         let result = self.sweep_flows();
         if let Err(error) = result {
             tracing::warn!("expired flows were not removed: {error}");
         }
-        match self.recover().await {
-            Ok(false) => {}
-            Ok(true) => {
-                let model = self.model.clone();
-                if let Some(Err(error)) = model.map(|model| self.reconcile(&model)) {
-                    self.error = Some(error.to_string());
-                }
-            }
-            Err(error) => tracing::warn!("devices were not compared: {error}"),
-        }
+        self.heal().await;
     }
 
     fn sweep_flows(&mut self) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! Endpoints come and go: the pair of devices, the pod's end, programs, entries in maps.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use agent_core::model::Name;
@@ -62,6 +63,7 @@ impl Agent {
         let saved = SavedEndpoint {
             pod: name.to_string(),
             netns: namespace.id,
+            path: netns.to_owned(),
             ifname: ifname.to_owned(),
             device: wanted.device.clone(),
             given: device.is_some(),
@@ -105,6 +107,43 @@ impl Agent {
                 saved.ready = true;
             }
         })?;
+        Ok(())
+    }
+
+    /// Endpoints' devices as they should be: up, with the gateway's address and the node's MTU, also in the pod.
+    pub(crate) async fn repair_endpoints(
+        &mut self,
+        links: &BTreeMap<String, net::Link>,
+        addresses: &net::Addresses,
+    ) -> Result<(), Failure> {
+        let Some(network) = &self.network else { return Ok(()) };
+        let mut broken = BTreeMap::new();
+        for id in self.devices.keys() {
+            let Some(saved) = self.state.get().endpoints.get(id) else { continue };
+            let Some(link) = links.get(&saved.device) else { continue };
+            if link.mtu != network.mtu {
+                // First the pod's end: a packet that is too large for the node's end would be dropped without a word.
+                match resize(saved, network.mtu) {
+                    Ok(()) => self.net.set_mtu(&saved.device, link.index, network.mtu).await?,
+                    Err(error) => {
+                        let wanted = network.mtu;
+                        broken.insert(*id, format!("endpoint {id}: MTU is {}, not {wanted}: {error}", link.mtu));
+                    }
+                }
+            }
+            for gateway in network.gateways.iter().filter(|gateway| gateway.is_ipv4()) {
+                if !addresses.contains(&(*gateway, link.index)) {
+                    self.net.ensure_address(link.index, *gateway).await?;
+                }
+            }
+            if !link.up {
+                self.net.up(&saved.device, link.index).await?;
+            }
+        }
+        for line in broken.iter().filter(|(id, line)| self.broken.get(id) != Some(line)).map(|(_, line)| line) {
+            tracing::warn!("{line}");
+        }
+        self.broken = broken;
         Ok(())
     }
 
@@ -176,6 +215,15 @@ impl Agent {
         next.or_else(|| (1..=u16::MAX).find(|id| !endpoints.contains_key(id)))
             .ok_or_else(|| Failure::input("65535 endpoints: there is no number left"))
     }
+}
+
+/// Sets the MTU of the pod's end.
+fn resize(saved: &SavedEndpoint, mtu: u32) -> Result<(), Failure> {
+    let namespace = Netns::open(Path::new(&saved.path))?;
+    if namespace.id != saved.netns {
+        return Err(Failure::input(format!("{} is another network namespace now", saved.path)));
+    }
+    Ok(namespace.set_mtu(&saved.ifname, mtu)?)
 }
 
 /// The Ethernet address of a pod: locally administered, the endpoint's number at the end.

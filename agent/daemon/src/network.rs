@@ -11,7 +11,8 @@ use std::net::IpAddr;
 use agent_core::Prefix;
 use agent_core::model::Node;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, GATEWAY_MAC};
+use crate::net::Addresses;
 use crate::net::routes::{Route, Way};
 use crate::settings::RoutingMode;
 use crate::{Failure, sysctl};
@@ -24,8 +25,6 @@ const ETHERNET_MTU: u32 = 1500;
 /// What was made of the node's own network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
-    /// The nodes it was made for.
-    nodes: Vec<Node>,
     /// Bytes of an IP packet in a pod, at most.
     pub mtu: u32,
     /// The gateway of each family.
@@ -41,11 +40,12 @@ pub struct Network {
 }
 
 impl Agent {
-    /// Tunnel, host device, routes.
-    pub(crate) async fn make_network(&mut self, own: &Node, nodes: &[Node]) -> Result<(), Failure> {
-        if self.network.as_ref().is_some_and(|network| network.nodes == nodes) {
-            return Ok(());
-        }
+    /// Tunnel, host device, routes: looks at all of it, and changes what is not as it should be. Returns whether the node's
+    /// network is another than before.
+    ///
+    /// # Errors
+    /// The first thing that cannot be had.
+    pub(crate) async fn make_network(&mut self, own: &Node, nodes: &[Node]) -> Result<bool, Failure> {
         let (links, addresses) = (self.net.links().await?, self.net.addresses().await?);
         let mut underlay = BTreeMap::new();
         for name in &self.settings.devices {
@@ -53,7 +53,8 @@ impl Agent {
             underlay.insert(name.clone(), link.index);
         }
         if self.settings.devices.is_empty() {
-            let holders: BTreeSet<u32> = own.addresses.iter().filter_map(|own| addresses.get(own)).copied().collect();
+            let holders = own.addresses.iter().flat_map(|own| devices_with(&addresses, *own));
+            let holders: BTreeSet<u32> = holders.collect();
             let found = links.iter().filter(|(_, link)| link.index != 1 && holders.contains(&link.index));
             underlay.extend(found.map(|(name, link)| (name.clone(), link.index)));
             if underlay.is_empty() && nodes.len() > 1 {
@@ -71,17 +72,22 @@ impl Agent {
         let room = smallest.unwrap_or(ETHERNET_MTU).saturating_sub(overhead);
         let mtu = if self.settings.mtu == 0 { room } else { self.settings.mtu };
         // Without a tunnel the device goes when no program refers to it any more.
-        let tunnel = if tunnelled { self.net.ensure_tunnel(self.settings.tunnel_port, mtu).await? } else { 0 };
+        let tunnel =
+            if tunnelled { self.net.ensure_tunnel(self.settings.tunnel_port, mtu, GATEWAY_MAC).await? } else { 0 };
         let host = self.net.ensure_host(mtu).await?;
-        let gateways: Vec<IpAddr> = own.pod_cidrs.iter().filter_map(|prefix| first_address(*prefix)).collect();
+        let gateways: Vec<IpAddr> = own.gateways().collect();
         for gateway in &gateways {
-            self.net.ensure_address(host, *gateway).await?;
-            if gateway.is_ipv4() && tunnelled {
-                self.net.ensure_address(tunnel, *gateway).await?;
+            for device in [host, tunnel] {
+                let wanted = device == host || (gateway.is_ipv4() && tunnelled);
+                if wanted && !addresses.contains(&(*gateway, device)) {
+                    self.net.ensure_address(device, *gateway).await?;
+                }
             }
         }
         let source = |to: Prefix| {
-            let usable = |address: &&IpAddr| address.is_ipv4() == to.is_ipv4() && addresses.contains_key(address);
+            let usable = |address: &&IpAddr| {
+                address.is_ipv4() == to.is_ipv4() && devices_with(&addresses, **address).next().is_some()
+            };
             own.addresses.iter().find(usable).copied()
         };
         let (mut routes, mut unreachable) = (Vec::new(), Vec::new());
@@ -102,16 +108,20 @@ impl Agent {
             }
         }
         unreachable.extend(self.net.ensure_routes(&routes).await?);
-        for line in &unreachable {
-            tracing::warn!("{line}");
-        }
         for name in underlay.keys() {
             for (setting, value) in sysctl::underlay_device(name)? {
                 self.change_sysctl(&setting, value)?;
             }
         }
-        self.network = Some(Network { nodes: nodes.to_vec(), mtu, gateways, tunnel, host, underlay, unreachable });
-        Ok(())
+        let made = Network { mtu, gateways, tunnel, host, underlay, unreachable };
+        if self.network.as_ref() == Some(&made) {
+            return Ok(false);
+        }
+        for line in &made.unreachable {
+            tracing::warn!("{line}");
+        }
+        self.network = Some(made);
+        Ok(true)
     }
 
     /// Changes a setting of the node that outlives weir's devices; its value before is remembered first.
@@ -126,10 +136,7 @@ impl Agent {
     }
 }
 
-/// The first address after a prefix's own.
-fn first_address(prefix: Prefix) -> Option<IpAddr> {
-    Some(match prefix.address() {
-        IpAddr::V4(address) => IpAddr::V4(address.to_bits().checked_add(1)?.into()),
-        IpAddr::V6(address) => IpAddr::V6(address.to_bits().checked_add(1)?.into()),
-    })
+/// Numbers of the devices that have an address.
+fn devices_with(addresses: &Addresses, address: IpAddr) -> impl Iterator<Item = u32> {
+    addresses.range((address, 0)..=(address, u32::MAX)).map(|(_, device)| *device)
 }

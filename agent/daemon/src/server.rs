@@ -15,15 +15,22 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use crate::agent::Agent;
+use crate::net::watch::Watch;
 use crate::{Failure, poll};
 
 /// How long files must be quiet before they are read.
 const QUIET: Duration = Duration::from_millis(5);
-/// How often it is tried again when something is not as it should be.
+/// When it is tried again, at first, if something is not as it should be; then after twice the time, and so on.
 const RETRY: Duration = Duration::from_secs(1);
+/// The longest of these times.
+const SELDOM: Duration = Duration::from_secs(32);
+/// How long devices must have changed before they are looked at: a change seldom comes alone.
+const SETTLE: Duration = Duration::from_millis(20);
+/// How often devices are looked at, at most.
+const APART: Duration = Duration::from_millis(200);
 /// Events that wait for a slow client.
 const BACKLOG: usize = 8192;
 /// Events that are taken at once, so that everything else has its turn.
@@ -42,15 +49,23 @@ pub async fn serve(mut agent: Agent) -> Result<(), Failure> {
     let listener = listen(&agent.settings.socket)?;
     let (events, _) = broadcast::channel::<Arc<Event>>(BACKLOG);
     let (requests, mut asked) = mpsc::channel::<Asked>(64);
+    let watch = Watch::open()?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut sweep = interval(Duration::from_secs(agent.settings.sweep_seconds));
-    let mut retry = interval(RETRY);
-    for timer in [&mut sweep, &mut retry] {
-        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    }
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     agent.refresh().await;
+    watch.forget()?;
     let mut ring = None;
+    let (mut looked, mut look, mut retry, mut wait) = (Instant::now(), None, None, RETRY);
     loop {
+        match (agent.is_behind(), retry) {
+            (true, None) => {
+                retry = Some(Instant::now() + wait);
+                wait = if agent.is_unreadable() { RETRY } else { SELDOM.min(wait * 2) };
+            }
+            (false, _) => (retry, wait) = (None, RETRY),
+            (true, Some(_)) => {}
+        }
         if ring.is_none() {
             ring = agent.events()?.map(poll::readable).transpose()?;
         }
@@ -62,7 +77,22 @@ pub async fn serve(mut agent: Agent) -> Result<(), Failure> {
                 sleep(QUIET).await;
                 agent.refresh().await;
             }
-            _ = retry.tick(), if agent.is_behind() => agent.refresh().await,
+            () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {
+                retry = None;
+                agent.retry().await;
+            }
+            changed = watch.changed(), if look.is_none() => {
+                changed?;
+                look = Some((looked + APART).max(Instant::now() + SETTLE));
+            }
+            () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {
+                watch.forget()?;
+                (looked, look) = (Instant::now(), None);
+                agent.heal().await;
+                if agent.is_behind() {
+                    agent.retry().await;
+                }
+            }
             _ = sweep.tick() => agent.sweep().await,
             records = next_events(ring.as_mut()) => {
                 let wanted = events.receiver_count() > 0;

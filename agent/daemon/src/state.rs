@@ -55,6 +55,9 @@ pub struct SavedEndpoint {
     pub pod: String,
     /// Device and inode of the pod's network namespace.
     pub netns: (u64, u64),
+    /// Its file, as it was given. It may be gone, or another namespace's.
+    #[serde(default)]
+    pub path: String,
     /// Device in the pod.
     pub ifname: String,
     /// Device of the node.

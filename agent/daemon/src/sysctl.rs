@@ -33,11 +33,14 @@ pub fn get(name: &str) -> io::Result<Option<String>> {
     }
 }
 
-/// Writes a setting.
+/// Writes a setting, unless it is so already.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn set(name: &str, value: &str) -> io::Result<()> {
+    if get(name)?.as_deref() == Some(value) {
+        return Ok(());
+    }
     std::fs::write(path(name), value).map_err(|error| named(name, &error))
 }
 

@@ -81,7 +81,7 @@ impl Agent {
                 && self.error.is_none()
                 && self.last_pass.is_some()
                 && self.waiting.is_empty()
-                && self.network.as_ref().is_none_or(|network| network.unreachable.is_empty()),
+                && self.problems().next().is_none(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.settings.node.clone(),
             source: Source {
@@ -95,7 +95,7 @@ impl Agent {
             endpoints: (remembered, remembered - self.waiting.len().min(remembered)),
             routing: self.settings.routing_mode.name().to_owned(),
             mtu: self.network.as_ref().map_or(0, |network| network.mtu),
-            unreachable: self.network.as_ref().map(|network| network.unreachable.clone()).unwrap_or_default(),
+            problems: self.problems().cloned().collect(),
             waiting: self.waiting.iter().map(|(id, why)| format!("endpoint {id}: {why}")).collect(),
             attach: self.folder.method().name().to_owned(),
             attached: self.attached().await?,
@@ -103,6 +103,11 @@ impl Agent {
             events_lost: lost,
             flows: self.flows,
         })
+    }
+
+    /// Routes that cannot be made, devices that cannot be mended.
+    fn problems(&self) -> impl Iterator<Item = &String> {
+        self.network.iter().flat_map(|network| &network.unreachable).chain(self.broken.values())
     }
 
     async fn attached(&self) -> Result<Vec<String>, Failure> {

@@ -7,7 +7,7 @@ mod reconcile;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use datapath_abi::{Addr4, Addr6, CidrKey4, CidrKey6, EndpointId, Identity, IpEntry, IpFlags, Mac, MapId};
+use datapath_abi::{Addr4, Addr6, CidrKey4, CidrKey6, EndpointId, Identity, IpEntry, IpFlags, Mac, MapId, ids};
 use zerocopy::IntoBytes;
 
 pub use plan::{Op, Plan, Snapshot};
@@ -143,6 +143,22 @@ impl Desired {
     }
 }
 
+/// The first address after a prefix's own.
+fn first_address(prefix: Prefix) -> Option<IpAddr> {
+    Some(match prefix.address() {
+        IpAddr::V4(address) => IpAddr::V4(address.to_bits().checked_add(1)?.into()),
+        IpAddr::V6(address) => IpAddr::V6(address.to_bits().checked_add(1)?.into()),
+    })
+}
+
+impl Node {
+    /// The gateway of its pods in each family: the first address after each pod prefix's own. It is also the source of the
+    /// node's packets to pods where the node has no address of that family.
+    pub fn gateways(&self) -> impl Iterator<Item = IpAddr> {
+        self.pod_cidrs.iter().filter_map(|prefix| first_address(*prefix))
+    }
+}
+
 /// An address as `IpEntry::node` holds it, with the flag that tells the family.
 fn underlay(address: Option<IpAddr>) -> (Addr6, u16) {
     match address {
@@ -166,6 +182,17 @@ impl Compiled {
         let mut revisions: BTreeMap<&Name, u32> = BTreeMap::new();
         for local in locals.values() {
             revisions.insert(&local.pod, self.put_policy(local, &mut desired));
+        }
+        // Written first: where an object has the same address, it is the object's.
+        for other in &cluster.nodes {
+            let local = other.name == own.name;
+            let (holder, family) = underlay(other.underlay().filter(|_| !local));
+            let flags = if local { IpFlags::LOCAL_HOST | IpFlags::NODE } else { IpFlags::NODE };
+            let identity = if local { ids::HOST } else { ids::REMOTE_NODE };
+            for address in other.gateways() {
+                let entry = IpEntry { identity, node: holder, flags: IpFlags(flags | family), ..IpEntry::default() };
+                desired.put_address(address, &entry);
+            }
         }
         let by_name: BTreeMap<&str, &Node> = cluster.nodes.iter().map(|node| (node.name.as_str(), node)).collect();
         for pod in cluster.pods.values().filter(|pod| !pod.host_network) {

@@ -6,14 +6,15 @@
 
 pub mod pod;
 pub mod routes;
+pub mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 
 use agent_core::Prefix;
@@ -68,6 +69,12 @@ pub struct Link {
     pub index: u32,
     /// Bytes of an IP packet, at most.
     pub mtu: u32,
+    /// Ethernet address; empty where it has none.
+    mac: Vec<u8>,
+    /// Whether it was put up.
+    pub up: bool,
+    /// Whether addresses behind it are asked for.
+    arp: bool,
     /// Whether it is one end of a veth pair.
     pub veth: bool,
     /// UDP port, for a vxlan device in metadata mode.
@@ -152,13 +159,14 @@ impl Net {
         self.set(name, LinkUnspec::new_with_index(index).up().build()).await
     }
 
-    /// The tunnel device, one for all nodes: where to and as whom is in each packet's metadata.
+    /// The tunnel device, one for all nodes: where to and as whom is in each packet's metadata. It has the gateway's Ethernet
+    /// address, which pods of other nodes send to, or the stack would not take their packets to this node.
     ///
     /// # Errors
     /// What the kernel says.
-    pub async fn ensure_tunnel(&self, port: u16, mtu: u32) -> Result<u32, NetError> {
+    pub async fn ensure_tunnel(&self, port: u16, mtu: u32, mac: [u8; 6]) -> Result<u32, NetError> {
         let mut found = self.link(TUNNEL).await?;
-        if found.as_ref().is_some_and(|link| link.metadata_port != Some(port)) {
+        if found.as_ref().is_some_and(|link| link.metadata_port != Some(port) || link.mac != mac) {
             self.remove(TUNNEL).await?;
             found = None;
         }
@@ -166,7 +174,7 @@ impl Net {
             Some(link) => link,
             None => {
                 let wanted = LinkVxlan::new(TUNNEL, 0).collect_metadata(true).learning(false).port(port).mtu(mtu);
-                self.add(TUNNEL, wanted.build()).await?
+                self.add(TUNNEL, wanted.address(mac.to_vec()).build()).await?
             }
         };
         self.finish(TUNNEL, &link, mtu, true).await?;
@@ -190,8 +198,12 @@ impl Net {
         Ok(link.index)
     }
 
+    /// Makes a device of weir like this, if it is not.
     async fn finish(&self, name: &str, link: &Link, mtu: u32, arp: bool) -> Result<(), NetError> {
         sysctl::own_device(name).map_err(failed_io(name))?;
+        if link.up && link.mtu == mtu && link.arp == arp {
+            return Ok(());
+        }
         self.set(name, LinkUnspec::new_with_index(link.index).mtu(mtu).arp(arp).up().build()).await
     }
 
@@ -208,29 +220,50 @@ impl Net {
         request.execute().await.map_err(failed(format!("address {address}")))
     }
 
-    /// Every address of this namespace with the number of its device.
+    /// Every address of this namespace, with the number of its device.
     ///
     /// # Errors
     /// What the kernel says.
-    pub async fn addresses(&self) -> Result<BTreeMap<IpAddr, u32>, NetError> {
+    pub async fn addresses(&self) -> Result<Addresses, NetError> {
         let mut found = std::pin::pin!(self.0.address().get().execute());
-        let mut addresses = BTreeMap::new();
+        let mut addresses = Addresses::new();
         while let Some(message) = found.try_next().await.map_err(failed("list addresses"))? {
             for attribute in &message.attributes {
                 if let AddressAttribute::Address(address) | AddressAttribute::Local(address) = attribute {
-                    addresses.insert(*address, message.header.index);
+                    addresses.insert((*address, message.header.index));
                 }
             }
         }
         Ok(addresses)
     }
+
+    /// Sets the size of packets.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn set_mtu(&self, name: &str, index: u32, mtu: u32) -> Result<(), NetError> {
+        self.set(name, LinkUnspec::new_with_index(index).mtu(mtu).build()).await
+    }
 }
 
+/// Addresses, each with the number of its device.
+pub type Addresses = BTreeSet<(IpAddr, u32)>;
+
 fn read_link(message: &LinkMessage) -> Link {
-    let mut link = Link { index: message.header.index, mtu: 0, veth: false, metadata_port: None };
+    let mut link = Link {
+        index: message.header.index,
+        mtu: 0,
+        mac: Vec::new(),
+        up: message.header.flags.contains(LinkFlags::Up),
+        arp: !message.header.flags.contains(LinkFlags::Noarp),
+        veth: false,
+        metadata_port: None,
+    };
     for attribute in &message.attributes {
         if let LinkAttribute::Mtu(mtu) = attribute {
             link.mtu = *mtu;
+        } else if let LinkAttribute::Address(mac) = attribute {
+            link.mac.clone_from(mac);
         } else if let LinkAttribute::LinkInfo(infos) = attribute {
             link.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
             link.metadata_port = infos.iter().find_map(metadata_port);

@@ -115,6 +115,20 @@ impl Net {
     }
 }
 
+impl Netns {
+    /// Sets the size of packets of a device in the namespace.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_mtu(&self, ifname: &str, mtu: u32) -> Result<(), NetError> {
+        self.inside(async |net| {
+            let missing = || failed_io(format!("device {ifname} of the pod"))(io::ErrorKind::NotFound.into());
+            let link = net.link(ifname).await?.ok_or_else(missing)?;
+            if link.mtu == mtu { Ok(()) } else { net.set_mtu(ifname, link.index, mtu).await }
+        })
+    }
+}
+
 impl Connection {
     /// Configures the pod's end and puts it up.
     ///

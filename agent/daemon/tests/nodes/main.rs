@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "test code: helpers outside #[test] functions")]
 
 mod attach;
+mod heal;
 mod lone;
 mod routing;
 mod support;

@@ -13,7 +13,7 @@ spec: {podSelector: {matchLabels: {app: b}}, policyTypes: [Ingress], ingress: [{
 ";
 
 /// Nodes `n1` and `n2` with pods `x/a` and `x/c`, and `x/b`.
-fn objects() -> String {
+pub fn objects() -> String {
     let mut text = String::new();
     for n in [1, 2] {
         text += &format!(
@@ -40,15 +40,16 @@ status: {{podIPs: [{{ip: 10.244.{n}.{last}}}, {{ip: 'fd00:10:244:{n}::{last}'}}]
     text
 }
 
-struct Lab {
-    nodes: [Node; 2],
-    a: Namespace,
-    b: Namespace,
-    c: Namespace,
+/// Two nodes with three pods.
+pub struct Lab {
+    pub nodes: [Node; 2],
+    pub a: Namespace,
+    pub b: Namespace,
+    pub c: Namespace,
 }
 
 /// `None`, and the skip line, without root.
-fn lab(name: &str, settings: &str) -> Option<Lab> {
+pub fn lab(name: &str, settings: &str) -> Option<Lab> {
     if skipped() {
         return None;
     }
@@ -98,16 +99,11 @@ fn connected(lab: &mut Lab) {
     }
 }
 
-fn mtu(namespace: &Namespace) -> String {
-    let link = namespace.shows("ip", &["-o", "link", "show", "eth0"]);
-    link.split_whitespace().skip_while(|word| *word != "mtu").nth(1).unwrap().to_owned()
-}
-
 #[test]
 fn pods_of_two_nodes_reach_each_other_through_the_tunnel() {
     let Some(mut lab) = lab("ra", "") else { return };
     connected(&mut lab);
-    assert_eq!(mtu(&lab.a), "1450");
+    assert_eq!(lab.a.mtu("eth0"), 1450);
     let status = lab.nodes[0].ask(r#"{"request":"status"}"#);
     assert_eq!((&status["ok"]["routing"], &status["ok"]["mtu"]), (&json!("tunnel"), &json!(1450)), "{status}");
 }
@@ -116,7 +112,7 @@ fn pods_of_two_nodes_reach_each_other_through_the_tunnel() {
 fn pods_of_two_nodes_reach_each_other_without_a_tunnel() {
     let Some(mut lab) = lab("rb", "routing-mode = 'native'") else { return };
     connected(&mut lab);
-    assert_eq!(mtu(&lab.a), "1500");
+    assert_eq!(lab.a.mtu("eth0"), 1500);
     let links = lab.nodes[0].shows("ip", &["-br", "link"]);
     assert!(!links.contains("weir_vxlan") && links.contains("weir_host"), "{links}");
     let routes = lab.nodes[0].shows("ip", &["route"]) + &lab.nodes[0].shows("ip", &["-6", "route"]);
@@ -183,8 +179,7 @@ status: {{addresses: [{{type: InternalIP, address: '{address}'}}]}}
     node.wait_for("maps are as the objects say");
     let status = node.ask(r#"{"request":"status"}"#);
     assert_eq!(status["ok"]["healthy"], json!(false), "{status}");
-    let lines: Vec<&str> =
-        status["ok"]["unreachable"].as_array().unwrap().iter().map(|l| l.as_str().unwrap()).collect();
+    let lines: Vec<&str> = status["ok"]["problems"].as_array().unwrap().iter().map(|l| l.as_str().unwrap()).collect();
     let expected = [
         "route to 10.244.5.0/24: node `n5` has no IPv4 address",
         "route to 10.244.3.0/24: 198.51.100.3 is on no network of this node",

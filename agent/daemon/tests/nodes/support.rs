@@ -65,6 +65,12 @@ impl Namespace {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Bytes of an IP packet on a device.
+    pub fn mtu(&self, device: &str) -> u32 {
+        let link = self.shows("ip", &["-o", "link", "show", device]);
+        link.split_whitespace().skip_while(|word| *word != "mtu").nth(1).unwrap().parse().unwrap()
+    }
+
     pub fn listen(&self, address: &str) -> TcpListener {
         let address: SocketAddr = address.parse().unwrap();
         self.inside(|| TcpListener::bind(address).unwrap())
@@ -203,7 +209,12 @@ impl Node {
     /// Two nodes, `n1` and `n2`, 192.0.2.1 and .2, 2001:db8::1 and ::2, on one wire.
     pub fn pair(prefix: &str, more: &str) -> [Self; 2] {
         let pair = ["n1", "n2"].map(|name| Self::named(prefix, name, more));
-        let [one, two] = &pair;
+        Self::connect(&pair);
+        pair
+    }
+
+    /// Lays the wire between two nodes.
+    pub fn connect([one, two]: &[Self; 2]) {
         let other = &two.namespace.name;
         one.namespace.inside(|| {
             run("ip", &["link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", other]);
@@ -215,7 +226,6 @@ impl Node {
                 run("ip", &["link", "set", "wire", "up"]);
             });
         }
-        pair
     }
 
     /// Writes the settings: those of every test, and these.
@@ -250,6 +260,7 @@ impl Node {
 
     pub fn command(&self) -> Command {
         let mut command = Command::new("nsenter");
+        command.env("WEIR_LOG", "agent::agent=debug,agent=info");
         command.arg(format!("--net={}", self.namespace.path.display())).arg(env!("CARGO_BIN_EXE_weir-agent"));
         command.arg("--config").arg(self.folder.path().join("weir.toml"));
         command
