@@ -5,8 +5,12 @@
 use std::net::UdpSocket;
 
 use netns_lab::capture::{self, Capture, Checksum, Way};
+use netns_lab::node;
 use netns_lab::place::Place;
+use netns_lab::report::Report;
+use netns_lab::wire;
 use netns_lab::wire::packet::{Packet, verify};
+use netns_lab::world::World;
 
 /// Two places with a cable between them, or `None` where that is not allowed.
 fn cable() -> Option<(Place, Place)> {
@@ -104,4 +108,25 @@ fn a_capture_that_lost_frames_says_so() {
     let counted = u64::try_from(recording.frames.len()).unwrap() + recording.lost;
     assert!((sent..sent + 10).contains(&counted), "{counted}");
     assert!(recording.complete().is_err());
+}
+
+/// Builds a world and looks; every check must hold.
+fn check(look: fn(&mut World, &mut Report) -> anyhow::Result<()>) {
+    if let Some(line) = datapath_kernel::skip_line() {
+        println!("{line}");
+        return;
+    }
+    node::use_program(std::path::Path::new(env!("CARGO_BIN_EXE_netns-lab")));
+    let mut world = World::new(wire::cluster::CLUSTER).unwrap();
+    let mut report = Report::default();
+    let ended = look(&mut world, &mut report);
+    print!("{}", report.text());
+    ended.unwrap();
+    let (passed, failed) = report.counts();
+    assert!(failed == 0 && passed > 0, "{failed} checks failed");
+}
+
+#[test]
+fn the_wire_is_as_it_should_be() {
+    check(wire::look);
 }

@@ -1,3 +1,14 @@
 //! Truth on the wire: what the kernel really sent, captured on the devices of a lab.
+//!
+//! Judges of captured frames ([`tunnel`], …) are plain functions of frames, so that tests show for each that it fails when
+//! it should.
 
+pub mod cluster;
+mod look;
 pub mod packet;
+pub mod sizes;
+pub mod taps;
+pub mod traffic;
+pub mod tunnel;
+
+pub use look::look;
