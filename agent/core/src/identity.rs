@@ -30,6 +30,8 @@ pub enum Mark {
         /// Number.
         number: u16,
     },
+    /// Something else that policies ask for: a label that does not count, a selection of nodes, the API server.
+    Asked(String),
 }
 
 impl fmt::Display for Mark {
@@ -37,6 +39,7 @@ impl fmt::Display for Mark {
         match self {
             Self::Block(block) => write!(f, "cidr:{block}"),
             Self::Port { name, protocol, number } => write!(f, "port:{name}={number}/{protocol}"),
+            Self::Asked(text) => f.write_str(text),
         }
     }
 }

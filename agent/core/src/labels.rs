@@ -1,6 +1,7 @@
 //! Labels and label selectors as the Kubernetes API defines them (apimachinery's labels and validation rules).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use crate::input::{Field, Problem, Report};
 use crate::yaml::Position;
@@ -9,7 +10,7 @@ use crate::yaml::Position;
 pub type Labels = BTreeMap<String, String>;
 
 /// A label selector: all parts must match; without parts it matches everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Selector {
     /// Labels that must have these values.
     pub match_labels: Labels,
@@ -18,7 +19,7 @@ pub struct Selector {
 }
 
 /// One condition of a selector.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Expression {
     /// Key of the label.
     pub key: String,
@@ -29,7 +30,7 @@ pub struct Expression {
 }
 
 /// What an expression asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operator {
     /// The label has one of the values.
     In,
@@ -39,6 +40,38 @@ pub enum Operator {
     Exists,
     /// The label is not there.
     DoesNotExist,
+}
+
+impl Operator {
+    /// Whether it holds for a label's value, `None` when the label is not there.
+    pub fn holds(self, values: &BTreeSet<String>, value: Option<&str>) -> bool {
+        match self {
+            Self::In => value.is_some_and(|value| values.contains(value)),
+            Self::NotIn => value.is_none_or(|value| !values.contains(value)),
+            Self::Exists => value.is_some(),
+            Self::DoesNotExist => value.is_none(),
+        }
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts: Vec<String> = self.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        parts.extend(self.expressions.iter().map(Expression::to_string));
+        if parts.is_empty() { f.write_str("everything") } else { f.write_str(&parts.join(",")) }
+    }
+}
+
+impl fmt::Display for Expression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let values = self.values.iter().map(String::as_str).collect::<Vec<_>>().join("|");
+        match self.operator {
+            Operator::In => write!(f, "{} in ({values})", self.key),
+            Operator::NotIn => write!(f, "{} not in ({values})", self.key),
+            Operator::Exists => f.write_str(&self.key),
+            Operator::DoesNotExist => write!(f, "!{}", self.key),
+        }
+    }
 }
 
 impl Selector {
@@ -59,38 +92,57 @@ impl Selector {
             return Self::default();
         };
         let match_labels = fields.get("matchLabels").map(|field| read_labels(&field, report)).unwrap_or_default();
-        let expressions = fields
-            .get("matchExpressions")
-            .map(|field| field.list(report))
-            .unwrap_or_default()
-            .iter()
-            .filter_map(|item| Expression::read(item, report))
-            .collect();
+        let expressions = fields.get("matchExpressions").map(|field| field.list(report)).unwrap_or_default();
+        let expressions = expressions.iter().filter_map(|item| Expression::read(item, "", report)).collect();
         fields.finish(report);
         Self { match_labels, expressions }
+    }
+
+    /// Reads a selector whose keys may have a source before them, `k8s:app`: every requirement with its place. The
+    /// source stays in the key.
+    pub fn read_sourced(field: &Field<'_>, report: &mut Report) -> Vec<(Position, Expression)> {
+        let Some(mut fields) = field.object(report) else {
+            return Vec::new();
+        };
+        let mut all = Vec::new();
+        if let Some(field) = fields.get("matchLabels") {
+            for (key, position, value) in field.entries(report) {
+                check_sourced_key(key, position, &value.path, report);
+                let text = if value.node.is_null() { Some("") } else { value.string(report) };
+                if let Some(text) = text {
+                    check_value(text, &value, report);
+                    let (operator, values) = (Operator::In, BTreeSet::from([text.to_owned()]));
+                    all.push((position.clone(), Expression { key: key.to_owned(), operator, values }));
+                }
+            }
+        }
+        for item in fields.get("matchExpressions").map(|field| field.list(report)).unwrap_or_default() {
+            all.extend(Expression::read(&item, ":", report).map(|found| (item.position().clone(), found)));
+        }
+        fields.finish(report);
+        all
     }
 }
 
 impl Expression {
     /// Whether it holds for an object with these labels.
     pub fn matches(&self, labels: &Labels) -> bool {
-        let value = labels.get(&self.key);
-        match self.operator {
-            Operator::In => value.is_some_and(|value| self.values.contains(value)),
-            Operator::NotIn => value.is_none_or(|value| !self.values.contains(value)),
-            Operator::Exists => value.is_some(),
-            Operator::DoesNotExist => value.is_none(),
-        }
+        self.operator.holds(&self.values, labels.get(&self.key).map(String::as_str))
     }
 
-    fn read(field: &Field<'_>, report: &mut Report) -> Option<Self> {
+    /// `separator`: what may stand between a source and the key; empty: keys have no source.
+    fn read(field: &Field<'_>, separator: &str, report: &mut Report) -> Option<Self> {
         let mut fields = field.object(report)?;
         let key_field = fields.require("key", report);
         let operator_field = fields.require("operator", report);
         let values_field = fields.get("values");
         let key = key_field.as_ref().and_then(|field| {
             let key = field.string(report)?;
-            check_key(key, field.position(), &field.path, report);
+            if separator.is_empty() {
+                check_key(key, field.position(), &field.path, report);
+            } else {
+                check_sourced_key(key, field.position(), &field.path, report);
+            }
             Some(key.to_owned())
         });
         let operator = operator_field.as_ref().and_then(|field| match field.string(report)? {
@@ -143,6 +195,17 @@ pub fn read_labels(field: &Field<'_>, report: &mut Report) -> Labels {
     }
     labels
 }
+
+/// A key with a source before it, or without.
+fn check_sourced_key(key: &str, position: &Position, path: &str, report: &mut Report) {
+    let bare = key.split_once(':').map_or(key, |(_, bare)| bare);
+    // Labels of namespaces are written as one key behind a fixed name, so that a `/` may follow it.
+    let bare = bare.strip_prefix(NAMESPACE_LABELS).unwrap_or(bare);
+    check_key(bare, position, path, report);
+}
+
+/// What Cilium writes before the key of a namespace's label.
+pub const NAMESPACE_LABELS: &str = "io.cilium.k8s.namespace.labels.";
 
 fn check_key(key: &str, position: &Position, path: &str, report: &mut Report) {
     if !is_qualified_name(key) {

@@ -272,7 +272,7 @@ fn an_entry_that_another_makes_superfluous_is_left_out() {
         with("{podSelector: {matchLabels: {app: a}}, ingress: [{}, {from: [{podSelector: {}}], ports: [{port: 80}]}]}");
     let dump = cluster.dump("node-1");
     let lines: Vec<&str> = dump.lines().filter(|line| line.starts_with("policy endpoint 1 ingress")).collect();
-    assert_eq!(lines, ["policy endpoint 1 ingress identity any allow precedence 1: x/p ingress[0] (test.yaml:17)"]);
+    assert_eq!(lines, ["policy endpoint 1 ingress identity any allow normal: x/p ingress[0] (test.yaml:17)"]);
 }
 
 #[test]
@@ -291,11 +291,11 @@ ipcache4 192.168.0.11 identity 1 local-host node
 ipcache4 192.168.0.12 identity 6 node
 cidr4 203.0.113.0/24 identity 16777216
 cidr4 203.0.113.7/32 identity 16777217
-policy endpoint 1 ingress identity 1 allow precedence 1: the node may reach its pods
-policy endpoint 1 egress identity any allow precedence 1: no policy
-policy endpoint 2 ingress identity any allow precedence 1: no policy
-policy endpoint 2 egress identity any allow precedence 1: no policy
-policy endpoint 1 ingress identity 16777216 protocol 6 port 80/15 allow precedence 1: x/p ingress[0] (test.yaml:17)
+policy endpoint 1 ingress identity 1 allow normal: the node may reach its pods
+policy endpoint 1 egress identity any allow default: no policy
+policy endpoint 2 ingress identity any allow default: no policy
+policy endpoint 2 egress identity any allow default: no policy
+policy endpoint 1 ingress identity 16777216 protocol 6 port 80/15 allow normal: x/p ingress[0] (test.yaml:17)
 ";
     assert_eq!(cluster.dump("node-1"), expected);
 }

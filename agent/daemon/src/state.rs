@@ -87,6 +87,7 @@ pub struct Placement {
 enum SavedMark {
     Block { prefix: String, except: Vec<String> },
     Port { name: String, protocol: String, number: u16 },
+    Asked(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,6 +216,7 @@ fn save_mark(mark: &Mark) -> SavedMark {
         Mark::Port { name, protocol, number } => {
             SavedMark::Port { name: name.clone(), protocol: protocol.name().to_owned(), number: *number }
         }
+        Mark::Asked(text) => SavedMark::Asked(text.clone()),
     }
 }
 
@@ -246,6 +248,7 @@ fn mark(saved: &SavedMark) -> Option<Mark> {
             protocol: Protocol::ALL.into_iter().find(|known| known.name() == protocol)?,
             number: *number,
         },
+        SavedMark::Asked(text) => Mark::Asked(text.clone()),
     })
 }
 

@@ -8,7 +8,8 @@ use datapath_abi::{IpEntry, IpFlags, MapId, PolicyEntry, PolicyFlags, PolicyKey}
 use zerocopy::FromBytes;
 
 use super::Desired;
-use crate::policy::RuleTable;
+use crate::policy::state::{AUDIT, REDIRECT};
+use crate::policy::{Level, RuleTable};
 
 /// Desired state with the rules' names. Prints as text.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +106,11 @@ fn policy_line(f: &mut fmt::Formatter<'_>, key: &[u8], value: &[u8], rules: &Rul
     if (9..24).contains(&bits) {
         write!(f, "/{}", bits - 8)?;
     }
-    let verdict = if entry.flags.has(PolicyFlags::DENY) { "deny" } else { "allow" };
-    writeln!(f, " {verdict} precedence {}: {}", entry.precedence, rules.origin(entry.rule))
+    let verdict = match entry.flags.0 & (PolicyFlags::DENY | REDIRECT | AUDIT) {
+        0 => "allow",
+        PolicyFlags::DENY => "deny",
+        flags if flags & REDIRECT != 0 => "redirect",
+        _ => "audit",
+    };
+    writeln!(f, " {verdict} {}: {}", Level::of(entry.precedence), rules.origin(entry.rule))
 }

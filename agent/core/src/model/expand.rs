@@ -33,6 +33,9 @@ pub(super) fn wanted_pods(objects: &[Object], nodes: &[Node], report: &mut Repor
             | Object::Service(_)
             | Object::EndpointSlice(_)
             | Object::NetworkPolicy(_)
+            | Object::CiliumPolicy(_)
+            | Object::CidrGroup(_)
+            | Object::ClusterPolicy(_)
             | Object::Inert { .. } => {}
         }
     }

@@ -3,26 +3,39 @@
 //! Invariant: a [`Model`] is always whole. A change that would break it (a duplicate address, a pod on an unknown node)
 //! is refused with every reason, and the model stays as it was.
 
+pub mod cilium;
 mod expand;
+pub mod names;
 mod nodes;
 pub mod object;
+pub mod question;
 mod read;
+mod read_cilium;
+mod read_cilium_peer;
+mod read_cilium_port;
+mod read_icmp;
 mod read_pod;
 mod read_policy;
 mod read_service;
+mod read_tiers;
 mod resolve;
 mod slices;
+pub mod tiers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+pub use cilium::{CidrGroup, CiliumPolicy};
+pub use names::NamePattern;
 pub use object::{
     ContainerPort, EndpointSlice, IpBlock, Name, NetworkPolicy, Object, ObjectKey, PeerSelector, PolicyPeer,
     PolicyPort, PolicyRule, PortRef, PortSelector, Protocol, Service,
 };
+pub use question::{Entity, LabelOf, PodQuestion, Requirement};
 pub use read::{read_documents, read_objects};
 pub(crate) use resolve::Resolved;
+pub use tiers::ClusterPolicy;
 
 use crate::input::{InputErrors, Report};
 use crate::labels::Labels;
@@ -245,6 +258,21 @@ impl Model {
     /// Network policies by name.
     pub fn policies(&self) -> &BTreeMap<Name, NetworkPolicy> {
         &self.resolved.policies
+    }
+
+    /// Cilium's policies by name; those of the whole cluster have no namespace.
+    pub fn cilium_policies(&self) -> &BTreeMap<Name, CiliumPolicy> {
+        &self.resolved.cilium_policies
+    }
+
+    /// ClusterNetworkPolicies by name.
+    pub fn cluster_policies(&self) -> &BTreeMap<String, ClusterPolicy> {
+        &self.resolved.cluster_policies
+    }
+
+    /// CIDR groups by name.
+    pub fn cidr_groups(&self) -> &BTreeMap<String, CidrGroup> {
+        &self.resolved.cidr_groups
     }
 
     /// Services by name, with cluster addresses filled in.

@@ -26,6 +26,9 @@ pub(super) fn nodes(objects: &[Object], settings: Settings, report: &mut Report)
             | Object::Service(_)
             | Object::EndpointSlice(_)
             | Object::NetworkPolicy(_)
+            | Object::CiliumPolicy(_)
+            | Object::CidrGroup(_)
+            | Object::ClusterPolicy(_)
             | Object::Inert { .. } => {}
         }
     }

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
+use super::cilium::{CidrGroup, CiliumPolicy};
+use super::tiers::ClusterPolicy;
 use crate::labels::{Labels, Selector};
 use crate::prefix::Prefix;
 use crate::yaml::Position;
@@ -443,6 +445,12 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     /// `networking.k8s.io/v1` NetworkPolicy.
     NetworkPolicy(NetworkPolicy),
+    /// `cilium.io/v2` CiliumNetworkPolicy or CiliumClusterwideNetworkPolicy.
+    CiliumPolicy(CiliumPolicy),
+    /// `cilium.io/v2` CiliumCIDRGroup.
+    CidrGroup(CidrGroup),
+    /// `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
+    ClusterPolicy(ClusterPolicy),
     /// A known kind that has no part in networking.
     Inert {
         /// Its kind.
@@ -478,6 +486,9 @@ impl Object {
             Self::Service(object) => &object.meta,
             Self::EndpointSlice(object) => &object.meta,
             Self::NetworkPolicy(object) => &object.meta,
+            Self::CiliumPolicy(object) => &object.meta,
+            Self::CidrGroup(object) => &object.meta,
+            Self::ClusterPolicy(object) => &object.meta,
         }
     }
 
@@ -497,6 +508,10 @@ impl Object {
             Self::Service(_) => "Service",
             Self::EndpointSlice(_) => "EndpointSlice",
             Self::NetworkPolicy(_) => "NetworkPolicy",
+            Self::CiliumPolicy(policy) if policy.meta.namespace.is_empty() => "CiliumClusterwideNetworkPolicy",
+            Self::CiliumPolicy(_) => "CiliumNetworkPolicy",
+            Self::CidrGroup(_) => "CiliumCIDRGroup",
+            Self::ClusterPolicy(_) => "ClusterNetworkPolicy",
             Self::Inert { kind, .. } => kind,
         }
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::object::{Meta, NodeObject, Object, ObjectKey, Protocol, WorkloadKind};
-use super::{read_pod, read_policy, read_service};
+use super::{read_cilium, read_pod, read_policy, read_service, read_tiers};
 use crate::input::{Field, Fields, InputError, InputErrors, Problem, Report, nearest};
 use crate::labels::{Labels, is_dns_label, is_dns_subdomain, read_labels};
 use crate::prefix::Prefix;
@@ -26,6 +26,11 @@ const KINDS: &[(&str, &str, bool)] = &[
     ("batch/v1", "Job", true),
     ("discovery.k8s.io/v1", "EndpointSlice", true),
     ("networking.k8s.io/v1", "NetworkPolicy", true),
+    ("cilium.io/v2", "CiliumNetworkPolicy", true),
+    ("cilium.io/v2", "CiliumClusterwideNetworkPolicy", false),
+    ("cilium.io/v2", "CiliumCIDRGroup", false),
+    ("cilium.io/v2alpha1", "CiliumCIDRGroup", false),
+    ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", false),
 ];
 
 /// Kinds that have no part in who reaches whom: accepted, only their metadata is read.
@@ -162,6 +167,11 @@ fn read_kind(kind: &str, meta: Meta, fields: &mut Fields<'_>, report: &mut Repor
         "Service" => read_service::service(meta, fields, report).map(Object::Service),
         "EndpointSlice" => read_service::endpoint_slice(meta, fields, report).map(Object::EndpointSlice),
         "NetworkPolicy" => read_policy::network_policy(meta, fields, report).map(Object::NetworkPolicy),
+        "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy" => {
+            Some(Object::CiliumPolicy(read_cilium::policy(meta, fields, report)))
+        }
+        "CiliumCIDRGroup" => read_cilium::cidr_group(meta, fields, report).map(Object::CidrGroup),
+        "ClusterNetworkPolicy" => read_tiers::policy(meta, fields, report).map(Object::ClusterPolicy),
         _ => None,
     }
 }
@@ -285,6 +295,25 @@ pub(super) fn read_prefix(field: &Field<'_>, report: &mut Report) -> Option<Pref
             None
         }
     }
+}
+
+/// Reads a prefix; an address stands for itself alone.
+pub(super) fn read_prefix_or_address(field: &Field<'_>, report: &mut Report) -> Option<Prefix> {
+    if field.node.text().is_some_and(|text| text.parse::<IpAddr>().is_ok()) {
+        return read_address(field, report).map(Prefix::host);
+    }
+    read_prefix(field, report)
+}
+
+/// Reads one of several words.
+pub(super) fn word<T: Copy>(field: &Field<'_>, words: &[(&str, T)], report: &mut Report) -> Option<T> {
+    let text = field.string(report)?;
+    let found = words.iter().find(|(name, _)| *name == text);
+    if found.is_none() {
+        let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
+        field.invalid(report, format!("must be one of {}", names.join(", ")));
+    }
+    found.map(|(_, value)| *value)
 }
 
 /// Reads a protocol; TCP when the field is absent.

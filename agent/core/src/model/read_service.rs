@@ -4,23 +4,12 @@ use super::object::{
     EndpointSlice, Meta, Name, PortRef, Service, ServicePort, ServiceType, SliceEndpoint, SlicePort,
     TrafficDistribution, TrafficPolicy,
 };
-use super::read::{read_address, read_prefix, read_protocol};
+use super::read::{read_address, read_prefix, read_protocol, word};
 use crate::input::{Field, Fields, Problem, Report};
 use crate::labels::{is_port_name, read_labels};
 
 /// Label of a slice that names its service.
 pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
-
-/// Reads one of several words.
-fn word<T: Copy>(field: &Field<'_>, words: &[(&str, T)], report: &mut Report) -> Option<T> {
-    let text = field.string(report)?;
-    let found = words.iter().find(|(name, _)| *name == text);
-    if found.is_none() {
-        let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
-        field.invalid(report, format!("must be one of {}", names.join(", ")));
-    }
-    found.map(|(_, value)| *value)
-}
 
 const TRAFFIC_POLICIES: &[(&str, TrafficPolicy)] =
     &[("Cluster", TrafficPolicy::Cluster), ("Local", TrafficPolicy::Local)];

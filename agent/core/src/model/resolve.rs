@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::cilium::{CidrGroup, CiliumPolicy};
 use super::object::{EndpointSlice, Name, NetworkPolicy, Object, PodObject, Service, ServiceType};
+use super::tiers::ClusterPolicy;
 use super::{NAMESPACE_NAME, Node, Pod, Settings, expand, nodes, slices};
 use crate::input::{InputError, Problem, Report};
 use crate::labels::Labels;
@@ -33,6 +35,10 @@ pub(crate) struct Resolved {
     pub(crate) nodes: Vec<Node>,
     pub(crate) namespaces: BTreeMap<String, Labels>,
     pub(crate) policies: BTreeMap<Name, NetworkPolicy>,
+    /// Those of the whole cluster have no namespace.
+    pub(crate) cilium_policies: BTreeMap<Name, CiliumPolicy>,
+    pub(crate) cluster_policies: BTreeMap<String, ClusterPolicy>,
+    pub(crate) cidr_groups: BTreeMap<String, CidrGroup>,
     pub(crate) services: BTreeMap<Name, Service>,
     pub(crate) slices: BTreeMap<Name, EndpointSlice>,
     pub(crate) ipv4: bool,
@@ -62,6 +68,15 @@ pub(super) fn resolve(
             Object::NetworkPolicy(policy) => {
                 let name = policy.meta.full_name();
                 resolved.policies.insert(name, policy.clone());
+            }
+            Object::CiliumPolicy(policy) => {
+                resolved.cilium_policies.insert(policy.meta.full_name(), policy.clone());
+            }
+            Object::ClusterPolicy(policy) => {
+                resolved.cluster_policies.insert(policy.meta.name.clone(), policy.clone());
+            }
+            Object::CidrGroup(group) => {
+                resolved.cidr_groups.insert(group.meta.name.clone(), group.clone());
             }
             Object::Service(service) => {
                 let name = service.meta.full_name();

@@ -1,174 +1,170 @@
 //! One policy's rules as identities and blocks of ports.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use datapath_abi::ids::{self, Identity};
 
-use super::peers::{Peers, cover_everything};
+use super::asked::protocol;
+use super::form::{Form, FormPort, FormRule, RuleAction, Select};
+use super::peers::Peers;
 use super::rules::{Direction, RuleId, RuleInfo, RuleTable};
-use super::state::{L4, PolicyState, Verdict};
-use crate::labels::Selector;
-use crate::model::{IpBlock, Name, NetworkPolicy, PeerSelector, Pod, PolicyPort, PolicyRule, PortSelector, Resolved};
-use crate::yaml::Position;
+use super::state::{Action, L4, Proxy};
+use super::tiers::{Draft, Said};
+use crate::model::cilium::Inspect;
+use crate::model::{ContainerPort, PortSelector, Protocol};
 
 /// A policy with its peers resolved.
 #[derive(Clone, Debug)]
 pub(super) struct CompiledPolicy {
-    pub(super) name: Name,
-    pub(super) position: Position,
-    pub(super) subject: Selector,
-    isolates_ingress: bool,
-    isolates_egress: bool,
-    ingress: Vec<CompiledRule>,
-    egress: Vec<CompiledRule>,
+    pub(super) form: Arc<Form>,
+    rules: Vec<CompiledRule>,
 }
 
 #[derive(Clone, Debug)]
-struct CompiledRule {
-    id: RuleId,
+pub(super) struct CompiledRule {
+    pub(super) id: RuleId,
     /// Everybody is a peer.
     anybody: bool,
     /// Peers but for nodes.
     identities: BTreeSet<Identity>,
-    /// Blocks, for the nodes in them.
-    blocks: Vec<IpBlock>,
-    ports: Vec<PolicyPort>,
+    /// Peers that may be nodes.
+    nodes: Vec<Select>,
+}
+
+/// Whose entries are made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Endpoint<'a> {
+    pub(super) node: &'a str,
+    /// Ports that it declares.
+    pub(super) ports: &'a [ContainerPort],
 }
 
 impl CompiledPolicy {
-    pub(super) fn new(policy: &NetworkPolicy, cluster: &Resolved, peers: &Peers, table: &mut RuleTable) -> Self {
-        let name = policy.meta.full_name();
-        let mut compile = |rules: &[PolicyRule], direction: Direction| -> Vec<CompiledRule> {
-            let rules = rules.iter().enumerate();
-            rules
-                .map(|(index, rule)| {
-                    let id = table.add(RuleInfo {
-                        id: 0,
-                        policy: name.clone(),
-                        direction,
-                        index,
-                        position: rule.position.clone(),
-                        peers: rule.peers.iter().map(|peer| peer.position.clone()).collect(),
-                        ports: rule.ports.iter().map(|port| port.position.clone()).collect(),
-                    });
-                    CompiledRule::new(id, rule, &name.namespace, cluster, peers)
-                })
-                .collect()
-        };
-        let (mut ingress, mut egress) = (Vec::new(), Vec::new());
-        if policy.isolates_ingress {
-            ingress = compile(&policy.ingress, Direction::Ingress);
-        }
-        if policy.isolates_egress {
-            egress = compile(&policy.egress, Direction::Egress);
-        }
-        Self {
-            name,
-            position: policy.meta.position.clone(),
-            subject: policy.subject.clone(),
-            isolates_ingress: policy.isolates_ingress,
-            isolates_egress: policy.isolates_egress,
-            ingress,
-            egress,
-        }
+    pub(super) fn new(form: Arc<Form>, peers: &Peers, table: &mut RuleTable) -> Self {
+        let rules = form.rules.iter().map(|rule| CompiledRule::new(&form, rule, peers, table)).collect();
+        Self { form, rules }
     }
 
-    pub(super) fn isolates(&self, direction: Direction) -> bool {
-        match direction {
-            Direction::Ingress => self.isolates_ingress,
-            Direction::Egress => self.isolates_egress,
-        }
+    /// Its rules for a direction, as written and as resolved.
+    pub(super) fn rules(&self, direction: Direction) -> impl Iterator<Item = (&FormRule, &CompiledRule)> {
+        self.form.rules.iter().zip(&self.rules).filter(move |(rule, _)| rule.list.direction() == direction)
     }
 
-    /// Numbers of the rules of a direction, in order.
-    pub(super) fn rule_ids(&self, direction: Direction) -> impl Iterator<Item = RuleId> + '_ {
-        self.rules(direction).iter().map(|rule| rule.id)
-    }
-
-    fn rules(&self, direction: Direction) -> &[CompiledRule] {
-        match direction {
-            Direction::Ingress => &self.ingress,
-            Direction::Egress => &self.egress,
-        }
-    }
-
-    /// Adds what the policy allows a pod that it selects.
-    pub(super) fn entries(&self, direction: Direction, subject: &Pod, peers: &Peers, state: &mut PolicyState) {
-        for rule in self.rules(direction) {
-            rule.entries(direction, subject, peers, state);
+    /// Adds what the policy says to an endpoint that it selects.
+    pub(super) fn entries(&self, direction: Direction, endpoint: Endpoint<'_>, peers: &Peers, draft: &mut Draft) {
+        for (rule, compiled) in self.rules(direction) {
+            compiled.entries(&self.form, rule, endpoint, peers, draft);
         }
     }
 }
 
 impl CompiledRule {
-    fn new(id: RuleId, rule: &PolicyRule, home: &str, cluster: &Resolved, peers: &Peers) -> Self {
+    fn new(form: &Form, rule: &FormRule, peers: &Peers, table: &mut RuleTable) -> Self {
+        // One item of a policy may have become several; places are those of items.
+        let places = |items: Vec<(usize, &crate::yaml::Position)>| {
+            let mut places = Vec::new();
+            for (item, position) in items {
+                places.resize_with(places.len().max(item + 1), || position.clone());
+            }
+            places
+        };
+        let id = table.add(RuleInfo {
+            id: 0,
+            kind: form.kind,
+            policy: form.name.clone(),
+            spec: form.spec,
+            direction: rule.list.direction(),
+            list: rule.list,
+            index: rule.index,
+            action: rule.action,
+            log: rule.log.clone(),
+            position: rule.position.clone(),
+            peers: places(rule.peers.iter().flatten().map(|peer| (peer.item, &peer.position)).collect()),
+            ports: places(rule.ports.iter().map(|port| (port.item, &port.position)).collect()),
+        });
+        let selects: Vec<Select> = rule.peers.iter().flatten().map(|peer| peer.selects.clone()).collect();
+        let anybody = rule.peers.is_none() || peers.is_everybody(&selects);
         let mut identities = BTreeSet::new();
-        let mut blocks = Vec::new();
-        for peer in &rule.peers {
-            peers.select(cluster, home, &peer.selects, &mut identities);
-            if let PeerSelector::Block(block) = &peer.selects {
-                blocks.push(block.clone());
+        if !anybody {
+            for select in &selects {
+                identities.extend(peers.select(select));
             }
         }
-        let anybody = rule.peers.is_empty() || cover_everything(cluster, &blocks);
-        Self { id, anybody, identities, blocks, ports: rule.ports.clone() }
+        Self { id, anybody, identities, nodes: selects.into_iter().filter(may_be_nodes).collect() }
     }
 
-    fn entries(&self, direction: Direction, subject: &Pod, peers: &Peers, state: &mut PolicyState) {
-        let verdict = Verdict::allow(self.id);
+    fn entries(&self, form: &Form, rule: &FormRule, endpoint: Endpoint<'_>, peers: &Peers, draft: &mut Draft) {
+        let direction = rule.list.direction();
         let mut selected = BTreeSet::new();
         if self.anybody {
             selected.insert(ids::UNKNOWN);
         } else {
             selected.clone_from(&self.identities);
-            for block in &self.blocks {
-                peers.select_nodes(&subject.node, block, direction, &mut selected);
+            for select in &self.nodes {
+                peers.select_nodes(endpoint.node, select, direction, &mut selected);
             }
         }
-        let mut allow = |l4: L4| {
-            for &identity in &selected {
-                state.insert(identity, l4, verdict);
-            }
+        let mut say = |identity: Identity, l4: L4, port: Option<&FormPort>| {
+            draft.add(form.stage, rule.level, identity, l4, said(rule.action, port), self.id);
         };
-        if self.ports.is_empty() {
-            allow(L4::ANY);
-        }
-        for port in &self.ports {
-            let protocol = port.protocol.number();
-            match (&port.ports, direction) {
-                (PortSelector::All, _) => allow(L4::protocol(protocol)),
-                (PortSelector::Range(first, last), _) => {
-                    for block in L4::range(protocol, *first, *last) {
-                        allow(block);
-                    }
-                }
-                (PortSelector::Named(name), Direction::Ingress) => {
-                    let named = subject.ports.iter().filter(|own| own.name.as_ref() == Some(name));
-                    for own in named.filter(|own| own.protocol == port.protocol) {
-                        allow(L4 { protocol, port: own.port, bits: 24 });
-                    }
-                }
-                (PortSelector::Named(_), Direction::Egress) => {}
+        if rule.ports.is_empty() {
+            for &identity in &selected {
+                say(identity, L4::ANY, None);
             }
         }
-        if direction == Direction::Egress {
-            self.named_ports_of_peers(peers, verdict, state);
+        for port in &rule.ports {
+            let blocks = match (&port.ports, direction) {
+                (PortSelector::All, _) => vec![L4::protocol(port.protocol)],
+                (PortSelector::Range(first, last), _) => L4::range(port.protocol, *first, *last),
+                (PortSelector::Named(name), Direction::Ingress) => {
+                    let own = endpoint.ports.iter().filter(|own| own.name.as_ref() == Some(name));
+                    let own = own.filter(|own| own.protocol.number() == port.protocol);
+                    own.map(|own| L4 { protocol: port.protocol, port: own.port, bits: 24 }).collect()
+                }
+                (PortSelector::Named(name), Direction::Egress) => {
+                    for (identity, number) in self.ports_of_peers(name, port.protocol, peers) {
+                        say(identity, L4 { protocol: port.protocol, port: number, bits: 24 }, Some(port));
+                    }
+                    Vec::new()
+                }
+            };
+            for &identity in &selected {
+                for block in &blocks {
+                    say(identity, *block, Some(port));
+                }
+            }
         }
     }
 
-    fn named_ports_of_peers(&self, peers: &Peers, verdict: Verdict, state: &mut PolicyState) {
-        for port in &self.ports {
-            let PortSelector::Named(name) = &port.ports else {
-                continue;
-            };
-            let protocol = port.protocol.number();
-            for group in peers.groups() {
-                if self.anybody || self.identities.contains(&group.identity) {
-                    for number in group.ports(name, port.protocol) {
-                        state.insert(group.identity, L4 { protocol, port: number, bits: 24 }, verdict);
-                    }
-                }
-            }
-        }
+    /// What a name stands for on the peers that have it.
+    fn ports_of_peers(&self, name: &str, number: u8, peers: &Peers) -> BTreeSet<(Identity, u16)> {
+        let Some(protocol): Option<Protocol> = protocol(number) else {
+            return BTreeSet::new();
+        };
+        let meant = peers.groups().iter().filter(|group| self.anybody || self.identities.contains(&group.identity));
+        meant.flat_map(|group| group.ports(name, protocol).map(|port| (group.identity, port))).collect()
+    }
+}
+
+fn may_be_nodes(select: &Select) -> bool {
+    match select {
+        Select::Block { cluster, .. } => cluster.nodes,
+        Select::Nodes(_) => true,
+        Select::Entity(entity) => *entity == crate::model::Entity::KubeApiserver,
+        Select::Pods(_) | Select::Names(_) => false,
+    }
+}
+
+fn said(action: RuleAction, port: Option<&FormPort>) -> Said {
+    let proxy = port.and_then(|port| port.inspect.as_ref()).map(|inspect| match inspect {
+        Inspect::Http(_) => Proxy::Http,
+        Inspect::Dns(_) => Proxy::Dns,
+        Inspect::Tls(_) => Proxy::Tls,
+    });
+    match action {
+        RuleAction::Allow => Said::Verdict(proxy.map_or(Action::Allow, Action::Redirect)),
+        RuleAction::Deny => Said::Verdict(Action::Deny),
+        RuleAction::Pass => Said::Pass,
     }
 }

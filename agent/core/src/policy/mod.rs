@@ -1,58 +1,81 @@
 //! Policies → what each endpoint's policy entries are.
 //!
-//! **Who is a peer.** Every address belongs to an identity, and a rule allows identities:
-//! - pods: one identity for the pods of a namespace with the same labels. Where policies' blocks (`ipBlock`) hold some of
-//!   their addresses and not others, those are told apart by the blocks that make the difference, so that a block selects
-//!   exactly the pods in it. This goes by address: in a dual-stack cluster a pod may have an identity per family. Pods in
-//!   their node's network are part of the node: no policy is about them and no label selects them.
+//! Every kind of policy becomes one form ([`form`]), with the order of evaluation in it; the rest knows only the form.
+//!
+//! **Who is a peer.** Every address belongs to an identity, and a rule is about identities:
+//! - pods: one identity for the pods of a namespace with the same labels, of the labels that count ([`LabelFilter`]).
+//!   Where policies' blocks hold some of their addresses and not others, or a policy asks for a label that does not
+//!   count, those are told apart by what makes the difference, so that a rule is about exactly the pods that it means.
+//!   This goes by address: in a dual-stack cluster a pod may have an identity per family. Pods in their node's network
+//!   are part of the node: no policy is about them and no label selects them.
 //! - addresses outside: a node-local identity for each prefix that a policy names (as `cidr` or `except`); the longest
-//!   one that holds an address is its owner. A block allows the prefixes inside it that are in none of its exceptions.
+//!   one that holds an address is its owner. A block selects the prefixes inside it that are in none of its exceptions.
 //!   The prefix of length 0 is the world.
-//! - nodes: `HOST` (own) and `REMOTE_NODE`; where blocks tell nodes' addresses apart, each set of blocks has a
-//!   node-local identity. Two approximations: packets of a remote node that come through the tunnel carry `REMOTE_NODE`
-//!   whatever their source, so an ingress rule allows that identity when its blocks hold any remote node's address; and
-//!   `HOST` is one identity for all addresses of the own node, allowed when the blocks hold any of them.
+//! - nodes: `HOST` (own) and `REMOTE_NODE`; where policies tell nodes' addresses apart, each set of what they ask has a
+//!   node-local identity. Two approximations: packets of a remote node that come through the tunnel from an address that
+//!   is not known as the node's carry `REMOTE_NODE`, so an ingress rule by address is about that identity too when its
+//!   blocks hold any remote node's address; and `HOST` is one identity for all addresses of the own node, selected when
+//!   the blocks hold any of them.
 //!
 //! **Named ports.** Ingress: the subject's container ports of that name and protocol. Egress: those of the peer pods, per
 //! identity; pods of the same labels that give a name different numbers are told apart, if an egress rule uses the name.
 //! Peers that are no pods have no names.
 
+pub mod form;
 pub mod rules;
+pub mod settings;
 pub mod state;
 
+mod asked;
+mod audit;
 mod compile;
 mod explain;
+mod lower;
 mod peers;
+mod tiers;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use datapath_abi::Identity;
+use datapath_abi::ids;
 
 pub use explain::{Attempt, Flow, Part};
-pub use rules::{Direction, LOCAL_HOST, NO_RULE, RuleId, RuleInfo, RuleOrigin, RuleTable};
-pub use state::{L4, PolicyState, Verdict};
+pub use form::{Level, PolicyKind, RuleAction, Stage};
+pub use lower::AUDIT;
+pub use rules::{Direction, LOCAL_HOST, List, NO_RULE, RuleId, RuleInfo, RuleOrigin, RuleTable};
+pub use settings::{Enforcement, LabelFilter, PolicySettings};
+pub use state::{Action, L4, PolicyState, Proxy, Verdict};
 
 use crate::identity::{IdentityAllocator, IdentityError};
-use crate::model::{Model, Name, NetworkPolicy, Resolved};
+use crate::model::question::{Asked, DEFAULT_SERVICE_ACCOUNT};
+use crate::model::{Model, Name, Pod, Resolved};
 use crate::yaml::Position;
-use compile::CompiledPolicy;
+use asked::Questions;
+use compile::{CompiledPolicy, Endpoint};
+use form::{Form, Subject};
 use peers::Peers;
+use tiers::{Draft, Said};
 
 /// A policy that isolates a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PolicyRef {
     /// Its name.
     pub name: Name,
+    /// Its kind.
+    pub kind: PolicyKind,
     /// Where it is written.
     pub position: Position,
+    /// It is reported and not enforced.
+    pub audit: bool,
 }
 
 /// The cluster's policies, ready to be asked for any endpoint; the same on every node.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     cluster: Arc<Resolved>,
+    settings: PolicySettings,
     peers: Peers,
     policies: Vec<CompiledPolicy>,
     rules: RuleTable,
@@ -64,13 +87,25 @@ impl Compiled {
     /// # Errors
     /// When identities are used up.
     pub fn new(model: &Model, identities: &mut IdentityAllocator) -> Result<Self, IdentityError> {
+        Self::with(model, identities, PolicySettings::default())
+    }
+
+    /// As [`Self::new`], with settings.
+    ///
+    /// # Errors
+    /// When identities are used up.
+    pub fn with(
+        model: &Model,
+        identities: &mut IdentityAllocator,
+        settings: PolicySettings,
+    ) -> Result<Self, IdentityError> {
         let cluster = model.resolved();
-        let peers = Peers::new(&cluster, identities)?;
+        let forms = lower::lower(&cluster, &settings);
+        let questions = Questions::new(forms.iter(), &cluster, &settings);
+        let peers = Peers::new(&cluster, questions, &settings, identities)?;
         let mut rules = RuleTable::default();
-        let policies = (cluster.policies.values())
-            .map(|policy| CompiledPolicy::new(policy, &cluster, &peers, &mut rules))
-            .collect();
-        Ok(Self { cluster, peers, policies, rules })
+        let policies = forms.into_iter().map(|form| CompiledPolicy::new(Arc::new(form), &peers, &mut rules)).collect();
+        Ok(Self { cluster, settings, peers, policies, rules })
     }
 
     /// Rules by number.
@@ -78,9 +113,14 @@ impl Compiled {
         &self.rules
     }
 
+    /// Settings that it was compiled with.
+    pub fn settings(&self) -> &PolicySettings {
+        &self.settings
+    }
+
     /// Identity that a node gives an address: of a pod, of a node, of a prefix that policies name, or the world.
     pub fn identity(&self, node: &str, address: IpAddr) -> Identity {
-        self.peers.identity(&self.cluster, node, address)
+        self.peers.identity(node, address)
     }
 
     /// Every pod's and node's address with its identity as a node sees it, in order.
@@ -93,40 +133,101 @@ impl Compiled {
         self.peers.prefixes()
     }
 
-    /// Policies that isolate a pod in a direction, by name; none: everything is allowed.
+    /// Policies that isolate a pod in a direction, by name; none: what no rule forbids is allowed.
     pub fn isolating(&self, pod: &Name, direction: Direction) -> Vec<PolicyRef> {
-        let found = self.selecting(pod, direction);
-        found.map(|policy| PolicyRef { name: policy.name.clone(), position: policy.position.clone() }).collect()
+        let found = self.about(pod).filter(|policy| policy.form.isolates(direction));
+        found.map(|policy| policy_ref(&policy.form)).collect()
     }
 
-    fn selecting(&self, pod: &Name, direction: Direction) -> impl Iterator<Item = &CompiledPolicy> {
+    /// Policies that say something about a pod in a direction, by name.
+    pub fn applying(&self, pod: &Name, direction: Direction) -> Vec<PolicyRef> {
+        let says =
+            |policy: &&CompiledPolicy| policy.form.isolates(direction) || policy.form.rules(direction).next().is_some();
+        self.about(pod).filter(says).map(|policy| policy_ref(&policy.form)).collect()
+    }
+
+    /// Policies about nodes, which are in force only with [`PolicySettings::host_firewall`].
+    pub fn about_nodes(&self) -> Vec<PolicyRef> {
+        let found = self.policies.iter().filter(|policy| matches!(policy.form.subject, Subject::Nodes(_)));
+        found.map(|policy| policy_ref(&policy.form)).collect()
+    }
+
+    /// Policies that select a pod.
+    fn about(&self, pod: &Name) -> impl Iterator<Item = &CompiledPolicy> {
         let subject = self.cluster.pods.get(pod).filter(|pod| !pod.host_network);
-        self.policies.iter().filter(move |policy| {
-            policy.isolates(direction)
-                && subject.is_some_and(|pod| {
-                    pod.name.namespace == policy.name.namespace && policy.subject.matches(&pod.labels)
+        self.policies.iter().filter(move |policy| subject.is_some_and(|pod| self.is_about(&policy.form, pod)))
+    }
+
+    fn is_about(&self, form: &Form, pod: &Pod) -> bool {
+        let Subject::Pods(question) = &form.subject else { return false };
+        let namespace = pod.name.namespace.as_str();
+        let own = || self.cluster.namespaces.get(namespace);
+        // Most policies are about one namespace.
+        (form.name.namespace.is_empty() || form.name.namespace == namespace)
+            && own().is_some_and(|namespace_labels| {
+                question.matches(&Asked {
+                    namespace,
+                    labels: &pod.labels,
+                    namespace_labels,
+                    service_account: pod.service_account.as_deref().unwrap_or(DEFAULT_SERVICE_ACCOUNT),
+                    cluster: &self.settings.cluster,
                 })
-        })
+            })
     }
 
     /// What a pod's policy entries are in one direction. A pod that does not exist, or is in its node's network, has none.
     pub fn state(&self, pod: &Name, direction: Direction) -> PolicyState {
-        let mut state = PolicyState::default();
         let Some(subject) = self.cluster.pods.get(pod).filter(|pod| !pod.host_network) else {
-            return state;
+            return PolicyState::default();
         };
-        let mut isolated = false;
-        for policy in self.selecting(pod, direction) {
-            isolated = true;
-            policy.entries(direction, subject, &self.peers, &mut state);
+        let policies: Vec<&CompiledPolicy> = self.about(pod).collect();
+        let endpoint = Endpoint { node: &subject.node, ports: &subject.ports };
+        self.compile(&policies, endpoint, direction, direction == Direction::Ingress)
+    }
+
+    /// What a node's own policy entries are in one direction: what policies with `nodeSelector` say.
+    pub fn host_state(&self, node: &str, direction: Direction) -> PolicyState {
+        let Some(own) = self.cluster.nodes.iter().find(|own| own.name == node) else {
+            return PolicyState::default();
+        };
+        let about = |policy: &&CompiledPolicy| match &policy.form.subject {
+            Subject::Nodes(selector) => selector.matches(&own.labels),
+            Subject::Pods(_) => false,
+        };
+        let policies: Vec<&CompiledPolicy> = self.policies.iter().filter(about).collect();
+        self.compile(&policies, Endpoint { node, ports: &[] }, direction, false)
+    }
+
+    /// `host_may`: the node itself may reach the endpoint unless a rule forbids it.
+    fn compile(
+        &self,
+        policies: &[&CompiledPolicy],
+        endpoint: Endpoint<'_>,
+        direction: Direction,
+        host_may: bool,
+    ) -> PolicyState {
+        if self.settings.enforcement == Enforcement::Never {
+            return Draft::default().finish(false);
         }
-        if !isolated {
-            state.insert(datapath_abi::ids::UNKNOWN, L4::ANY, Verdict::allow(NO_RULE));
-        } else if direction == Direction::Ingress {
-            state.insert(datapath_abi::ids::HOST, L4::ANY, Verdict::allow(LOCAL_HOST));
+        let one = |policies: &mut dyn Iterator<Item = &&CompiledPolicy>| {
+            let mut draft = Draft::default();
+            let mut isolated = self.settings.enforcement == Enforcement::Always;
+            for policy in policies {
+                isolated |= policy.form.isolates(direction);
+                policy.entries(direction, endpoint, &self.peers, &mut draft);
+            }
+            if isolated && host_may {
+                let (said, level) = (Said::Verdict(Action::Allow), Level::NORMAL);
+                draft.add(Stage::Normal, level, ids::HOST, L4::ANY, said, LOCAL_HOST);
+            }
+            draft.finish(isolated)
+        };
+        let complete = one(&mut policies.iter());
+        if policies.iter().any(|policy| policy.form.audit) {
+            let enforced = one(&mut policies.iter().filter(|policy| !policy.form.audit));
+            return audit::merge(&enforced, &complete);
         }
-        state.finish();
-        state
+        complete
     }
 
     pub(crate) fn cluster(&self) -> &Resolved {
@@ -134,11 +235,8 @@ impl Compiled {
     }
 }
 
-/// The rules of the directions that a policy isolates; the API ignores the others.
-fn used_rules(policy: &NetworkPolicy) -> impl Iterator<Item = &crate::model::PolicyRule> {
-    let ingress = policy.isolates_ingress.then_some(&policy.ingress);
-    let egress = policy.isolates_egress.then_some(&policy.egress);
-    ingress.into_iter().chain(egress).flatten()
+fn policy_ref(form: &Form) -> PolicyRef {
+    PolicyRef { name: form.name.clone(), kind: form.kind, position: form.position.clone(), audit: form.audit }
 }
 
 /// FNV-1a of 64 bits, folded to 32.

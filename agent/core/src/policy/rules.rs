@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::form::{PolicyKind, RuleAction};
 use crate::model::Name;
 use crate::yaml::Position;
 
@@ -50,17 +51,68 @@ impl fmt::Display for Direction {
     }
 }
 
+/// The list of a policy that a rule stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum List {
+    /// `ingress`.
+    Ingress,
+    /// `egress`.
+    Egress,
+    /// `ingressDeny`.
+    IngressDeny,
+    /// `egressDeny`.
+    EgressDeny,
+}
+
+impl List {
+    /// Direction of its rules.
+    pub const fn direction(self) -> Direction {
+        match self {
+            Self::Ingress | Self::IngressDeny => Direction::Ingress,
+            Self::Egress | Self::EgressDeny => Direction::Egress,
+        }
+    }
+
+    /// Whether it is a list of what is denied.
+    pub const fn denies(self) -> bool {
+        match self {
+            Self::Ingress | Self::Egress => false,
+            Self::IngressDeny | Self::EgressDeny => true,
+        }
+    }
+
+    /// As the API writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+            Self::IngressDeny => "ingressDeny",
+            Self::EgressDeny => "egressDeny",
+        }
+    }
+}
+
 /// One rule of a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleInfo {
     /// Number.
     pub id: RuleId,
+    /// Kind of the policy.
+    pub kind: PolicyKind,
     /// Policy.
     pub policy: Name,
+    /// Index in `specs`, if the policy has some.
+    pub spec: Option<usize>,
     /// Direction.
     pub direction: Direction,
-    /// Index in `ingress` or `egress`, from 0.
+    /// List of the policy.
+    pub list: List,
+    /// Index in the list, from 0.
     pub index: usize,
+    /// What it does.
+    pub action: RuleAction,
+    /// Text that its policy wants with every verdict (`log.value`).
+    pub log: Option<String>,
     /// Where the rule is written.
     pub position: Position,
     /// Where its peers are written, in order.
@@ -69,9 +121,20 @@ pub struct RuleInfo {
     pub ports: Vec<Position>,
 }
 
+impl RuleInfo {
+    /// The rule inside its policy, as `ingress[0]` or `specs[1].egressDeny[0]`.
+    pub fn place(&self) -> String {
+        let spec = self.spec.map(|spec| format!("specs[{spec}].")).unwrap_or_default();
+        format!("{spec}{}[{}]", self.list.name(), self.index)
+    }
+}
+
 impl fmt::Display for RuleInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}[{}] ({})", self.policy, self.direction, self.index, self.position)
+        if self.kind != PolicyKind::NetworkPolicy {
+            write!(f, "{} ", self.kind)?;
+        }
+        write!(f, "{} {} ({})", self.policy, self.place(), self.position)
     }
 }
 
@@ -138,6 +201,9 @@ impl RuleTable {
 }
 
 fn hash(rule: &RuleInfo) -> u32 {
-    let text = format!("{}\0{}\0{}\0{}", rule.policy.namespace, rule.policy.name, rule.direction, rule.index);
+    let mut text = format!("{}\0{}\0{}\0{}", rule.policy.namespace, rule.policy.name, rule.list.name(), rule.index);
+    if rule.kind != PolicyKind::NetworkPolicy {
+        text.push_str(&format!("\0{}\0{:?}", rule.kind, rule.spec));
+    }
     super::fold(text.as_bytes())
 }

@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 
 use datapath_abi::ids::{self, Identity};
-use datapath_abi::policy::{FIXED_BITS, PRECEDENCE_ALLOW, PRECEDENCE_DENY, PolicyEntry, PolicyFlags, PolicyKey};
+use datapath_abi::policy::{FIXED_BITS, PolicyEntry, PolicyFlags, PolicyKey};
 use datapath_abi::{Be16, EndpointId};
 
-use super::rules::{Direction, RuleId};
+use super::form::Level;
+use super::rules::{Direction, NO_RULE, RuleId};
 
 /// A protocol and a block of ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +51,11 @@ impl L4 {
         blocks
     }
 
+    /// Whether everything that another one matches matches this one.
+    pub fn covers(self, other: Self) -> bool {
+        self.bits <= other.bits && other.shortened(self.bits) == self
+    }
+
     /// The same with fewer bits.
     fn shortened(self, bits: u8) -> Self {
         match bits {
@@ -64,7 +70,7 @@ impl L4 {
     }
 
     /// Everything that covers it, itself included.
-    fn covering(self) -> impl Iterator<Item = Self> {
+    pub(super) fn covering(self) -> impl Iterator<Item = Self> {
         (8..=self.bits).rev().map(move |bits| self.shortened(bits)).chain(std::iter::once(Self::ANY))
     }
 
@@ -75,6 +81,41 @@ impl L4 {
     }
 }
 
+/// What an entry does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Lets it pass.
+    Allow,
+    /// Drops it.
+    Deny,
+    /// Hands it to a proxy. There are none yet: until then nothing passes.
+    Redirect(Proxy),
+}
+
+/// Kinds of proxies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Proxy {
+    /// Looks at DNS questions, and learns addresses from the answers.
+    Dns,
+    /// Looks at HTTP requests.
+    Http,
+    /// Looks at the server name of TLS handshakes.
+    Tls,
+}
+
+impl Action {
+    /// Orders what is said on one level. A plain allow makes looking at requests pointless; DNS is looked at all the
+    /// same, because names must be learnt.
+    const fn low(self) -> u8 {
+        match self {
+            Self::Deny => 255,
+            Self::Redirect(Proxy::Dns) => 134,
+            Self::Allow => 16,
+            Self::Redirect(Proxy::Http | Proxy::Tls) => 8,
+        }
+    }
+}
+
 /// What an entry says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
@@ -82,32 +123,45 @@ pub struct Verdict {
     pub precedence: u32,
     /// Rule that says so.
     pub rule: RuleId,
-    /// Proxy that takes the packet; 0 = none.
-    pub proxy_port: u16,
-    /// Whether the packet is dropped.
-    pub deny: bool,
+    /// What happens.
+    pub action: Action,
+    /// It is let pass, but `rule` (0: default deny) would drop it if all policies were enforced.
+    pub audit: bool,
 }
 
 impl Verdict {
+    /// What a rule of a level says.
+    pub const fn new(level: Level, action: Action, rule: RuleId) -> Self {
+        Self { precedence: level.precedence(action.low()), rule, action, audit: false }
+    }
+
     /// A plain allow of the normal tier.
     pub const fn allow(rule: RuleId) -> Self {
-        Self { precedence: PRECEDENCE_ALLOW, rule, proxy_port: 0, deny: false }
+        Self::new(Level::NORMAL, Action::Allow, rule)
     }
 
     /// A deny of the normal tier.
     pub const fn deny(rule: RuleId) -> Self {
-        Self { precedence: PRECEDENCE_DENY, rule, proxy_port: 0, deny: true }
+        Self::new(Level::NORMAL, Action::Deny, rule)
+    }
+
+    /// What is so because no rule says anything else.
+    pub const fn implicit(action: Action) -> Self {
+        Self::new(Level::IMPLICIT, action, NO_RULE)
     }
 
     /// Whether the other, which matches whenever this one does, leaves this one without effect.
     fn is_hidden_by(self, other: Self) -> bool {
-        other.precedence > self.precedence
-            || (other.precedence == self.precedence
-                && other.deny == self.deny
-                && other.proxy_port == 0
-                && self.proxy_port == 0)
+        let same = other.action == self.action && other.audit == self.audit;
+        let plain = !matches!(self.action, Action::Redirect(_)) && (!self.audit || other.rule == self.rule);
+        other.precedence > self.precedence || (other.precedence == self.precedence && same && plain)
     }
 }
+
+/// [`PolicyFlags`]: a proxy takes the packet. With [`PolicyFlags::DENY`]: there is none, and nothing passes.
+pub const REDIRECT: u8 = 2;
+/// [`PolicyFlags`]: the packet passes, and an event says that it would not if the rule were enforced.
+pub const AUDIT: u8 = 4;
 
 /// Entries of one endpoint and direction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -148,6 +202,46 @@ impl PolicyState {
         }
     }
 
+    /// What two look-ups find for an identity and every packet of a block, if nothing narrower is asked.
+    pub fn decide(&self, identity: Identity, l4: L4) -> Option<Verdict> {
+        let longest = |peer: Identity| {
+            l4.covering().find_map(|wider| self.entries.get(&(peer, wider)).map(|verdict| (*verdict, wider.bits)))
+        };
+        let winner = match (longest(identity), longest(ids::UNKNOWN)) {
+            (Some(exact), Some(any)) => {
+                Some(if (any.0.precedence, any.1) > (exact.0.precedence, exact.1) { any } else { exact })
+            }
+            (exact, any) => exact.or(any),
+        };
+        winner.map(|(verdict, _)| verdict)
+    }
+
+    /// Blocks of an identity's entries, in order.
+    pub(super) fn blocks(&self, identity: Identity) -> impl Iterator<Item = (L4, Verdict)> + '_ {
+        let all = (identity, L4::ANY)..=(identity, L4 { protocol: u8::MAX, port: u16::MAX, bits: u8::MAX });
+        self.entries.range(all).map(|((_, l4), verdict)| (*l4, *verdict))
+    }
+
+    /// Identities that have entries, in order.
+    pub(super) fn identities(&self) -> impl Iterator<Item = Identity> + '_ {
+        let mut last = None;
+        self.entries.keys().filter_map(move |(identity, _)| {
+            let new = last != Some(*identity);
+            last = Some(*identity);
+            new.then_some(*identity)
+        })
+    }
+
+    /// Removes an entry.
+    pub(super) fn remove(&mut self, identity: Identity, l4: L4) {
+        self.entries.remove(&(identity, l4));
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// All entries, in order.
     pub fn iter(&self) -> impl Iterator<Item = (Identity, L4, Verdict)> {
         self.entries.iter().map(|(&(identity, l4), &verdict)| (identity, l4, verdict))
@@ -178,8 +272,8 @@ impl PolicyState {
             let entry = PolicyEntry {
                 precedence: verdict.precedence,
                 rule: verdict.rule,
-                proxy_port: Be16::new(verdict.proxy_port),
-                flags: PolicyFlags(if verdict.deny { PolicyFlags::DENY } else { 0 }),
+                proxy_port: Be16::new(0),
+                flags: PolicyFlags(flags(&verdict)),
                 l4_prefix: l4.bits,
             };
             (key, entry)
@@ -187,10 +281,20 @@ impl PolicyState {
     }
 }
 
+fn flags(verdict: &Verdict) -> u8 {
+    let action = match verdict.action {
+        Action::Allow => 0,
+        Action::Deny => PolicyFlags::DENY,
+        Action::Redirect(_) => PolicyFlags::DENY | REDIRECT,
+    };
+    action | if verdict.audit { AUDIT } else { 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::form::Stage;
     use super::*;
 
     fn l4(protocol: u8, port: u16, bits: u8) -> L4 {
@@ -244,15 +348,15 @@ mod tests {
 
     /// The verdict by definition: of all entries that match, the highest precedence, then the longest prefix, then the
     /// exact identity.
-    fn scan(state: &PolicyState, identity: Identity, protocol: u8, port: u16) -> Option<(u32, bool)> {
+    fn scan(state: &PolicyState, identity: Identity, protocol: u8, port: u16) -> Option<(u32, Action)> {
         let matching =
             state.iter().filter(|(peer, l4, _)| (*peer == identity || *peer == 0) && l4.matches(protocol, port));
         let best = matching.max_by_key(|(peer, l4, verdict)| (verdict.precedence, l4.bits, *peer != 0));
-        best.map(|(_, _, verdict)| (verdict.precedence, verdict.deny))
+        best.map(|(_, _, verdict)| (verdict.precedence, verdict.action))
     }
 
     /// What two longest-prefix look-ups give.
-    fn look_up(state: &PolicyState, identity: Identity, protocol: u8, port: u16) -> Option<(u32, bool)> {
+    fn look_up(state: &PolicyState, identity: Identity, protocol: u8, port: u16) -> Option<(u32, Action)> {
         let longest = |peer: Identity| {
             let matching = state.iter().filter(|(found, l4, _)| *found == peer && l4.matches(protocol, port));
             matching.max_by_key(|(_, l4, _)| l4.bits).map(|(_, l4, verdict)| (verdict, l4.bits))
@@ -263,7 +367,7 @@ mod tests {
             }
             (exact, any) => exact.or(any),
         };
-        winner.map(|(verdict, _)| (verdict.precedence, verdict.deny))
+        winner.map(|(verdict, _)| (verdict.precedence, verdict.action))
     }
 
     fn entries() -> impl Strategy<Value = Vec<(Identity, L4, Verdict)>> {
@@ -276,9 +380,9 @@ mod tests {
                 _ => l4(protocol, port, 24),
             });
         // Three tiers with allow and deny each.
-        let verdict = (0_u32..3, any::<bool>()).prop_map(|(tier, deny)| {
-            let base = if deny { Verdict::deny(1) } else { Verdict::allow(1) };
-            Verdict { precedence: base.precedence + (tier << 8), ..base }
+        let verdict = (0_u16..3, any::<bool>()).prop_map(|(tier, deny)| {
+            let level = Level::tier(Stage::Admin, tier, 0);
+            Verdict::new(level, if deny { Action::Deny } else { Action::Allow }, 1)
         });
         let identity = prop_oneof![Just(0), Just(300), Just(301)];
         proptest::collection::vec((identity, block, verdict), 0..12)
