@@ -111,7 +111,7 @@ fn a_capture_that_lost_frames_says_so() {
 }
 
 /// Builds a world and looks; every check must hold.
-fn check(look: fn(&mut World, &mut Report) -> anyhow::Result<()>) {
+fn check(looks: &[fn(&mut World, &mut Report) -> anyhow::Result<()>]) {
     if let Some(line) = datapath_kernel::skip_line() {
         println!("{line}");
         return;
@@ -119,14 +119,16 @@ fn check(look: fn(&mut World, &mut Report) -> anyhow::Result<()>) {
     node::use_program(std::path::Path::new(env!("CARGO_BIN_EXE_netns-lab")));
     let mut world = World::new(wire::cluster::CLUSTER).unwrap();
     let mut report = Report::default();
-    let ended = look(&mut world, &mut report);
+    let ended: Vec<_> = looks.iter().map(|look| look(&mut world, &mut report)).collect();
     print!("{}", report.text());
-    ended.unwrap();
+    for end in ended {
+        end.unwrap();
+    }
     let (passed, failed) = report.counts();
     assert!(failed == 0 && passed > 0, "{failed} checks failed");
 }
 
 #[test]
 fn the_wire_is_as_it_should_be() {
-    check(wire::look);
+    check(&[wire::look, wire::sizes::look, wire::neighbours::look, wire::simulated::look]);
 }

@@ -15,12 +15,14 @@ mod file;
 mod sys;
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 pub use file::save;
 
 use crate::place::Place;
+use crate::poll;
 
 /// Flags of `struct virtio_net_hdr`.
 const NEEDS_CHECKSUM: u8 = 1;
@@ -129,6 +131,37 @@ impl Capture {
         self.drain()?;
         ensure!(self.lost == 0, "{}: {} frames were lost", self.name, self.lost);
         Ok(std::mem::take(&mut self.frames))
+    }
+
+    /// Waits for a frame; it stays in the capture.
+    ///
+    /// # Errors
+    /// As [`Self::frames`]; it did not come.
+    pub fn wait(&mut self, patience: Duration, what: &str, wanted: impl Fn(&Frame) -> bool) -> Result<Frame> {
+        let end = Instant::now() + patience;
+        let mut seen = 0;
+        loop {
+            self.drain()?;
+            if let Some(frame) = self.frames.iter().skip(seen).find(|frame| wanted(frame)) {
+                return Ok(frame.clone());
+            }
+            seen = self.frames.len();
+            let left = end.saturating_duration_since(Instant::now());
+            ensure!(poll::readable(&self.socket, left)?, "{}: {what} did not come", self.name);
+        }
+    }
+
+    /// Sends a frame out of the device, as it is.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        // Nothing is open in it, and it is not to be cut.
+        let mut bytes = vec![0; sys::VIRTIO];
+        bytes.extend_from_slice(frame);
+        let sent = rustix::io::write(&self.socket, &bytes).with_context(|| format!("sending at {}", self.name))?;
+        ensure!(sent == bytes.len(), "{}: {sent} of {} bytes were sent", self.name, bytes.len());
+        Ok(())
     }
 
     /// Ends it.

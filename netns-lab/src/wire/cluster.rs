@@ -102,6 +102,16 @@ pub fn underlay(world: &World, node: &str) -> Result<IpAddr> {
     spec.and_then(|spec| spec.underlay()).with_context(|| format!("node {node} has no address for tunnels"))
 }
 
+/// A node's address of one family.
+///
+/// # Errors
+/// It has none.
+pub fn underlay_of(world: &World, node: &str, ipv6: bool) -> Result<IpAddr> {
+    let spec = world.model().nodes().iter().find(|spec| spec.name == node);
+    let found = spec.and_then(|spec| spec.addresses.iter().copied().find(|address| address.is_ipv6() == ipv6));
+    found.with_context(|| format!("node {node} has no address of that family"))
+}
+
 /// Whether an address is a node's, by the cluster above.
 #[must_use]
 pub fn is_node(address: IpAddr) -> bool {

@@ -5,7 +5,9 @@
 
 pub mod cluster;
 mod look;
+pub mod neighbours;
 pub mod packet;
+pub mod simulated;
 pub mod sizes;
 pub mod taps;
 pub mod traffic;

@@ -156,7 +156,11 @@ fn every_size_once(frames: &[&Frame], most: usize) -> Result<(), String> {
         let (_, _, payload) = packet.udp().ok_or("a packet that is not UDP, or not whole")?;
         sizes.push(payload.len());
     }
-    if sizes.iter().copied().eq(0..=most) { Ok(()) } else { Err(format!("{} datagrams instead of {}", sizes.len(), most + 1)) }
+    if sizes.iter().copied().eq(0..=most) {
+        Ok(())
+    } else {
+        Err(format!("{} datagrams instead of {}", sizes.len(), most + 1))
+    }
 }
 
 /// No fragment outside a tunnel or in it, and no packet longer than it may be.

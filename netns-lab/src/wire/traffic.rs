@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use rustix::net::sockopt::{set_ip_ttl, set_ipv6_unicast_hops};
+
 use crate::place::Place;
 
 /// How long something that must arrive may take.
@@ -21,6 +23,15 @@ pub fn udp(place: &Place, address: IpAddr, port: u16) -> Result<UdpSocket> {
         .with_context(|| format!("{}: a UDP socket on {address} port {port}", place.name()))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
+}
+
+/// Sets the time to live, or the hop limit, of what a socket sends.
+///
+/// # Errors
+/// The socket's.
+pub fn set_hops(socket: &UdpSocket, ipv6: bool, hops: u8) -> Result<()> {
+    if ipv6 { set_ipv6_unicast_hops(socket, Some(hops)) } else { set_ip_ttl(socket, hops.into()) }
+        .context("setting the hop limit")
 }
 
 /// `len` bytes that differ from those of every other length.
