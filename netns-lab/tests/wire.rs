@@ -132,3 +132,8 @@ fn check(looks: &[fn(&mut World, &mut Report) -> anyhow::Result<()>]) {
 fn the_wire_is_as_it_should_be() {
     check(&[wire::look, wire::sizes::look, wire::neighbours::look, wire::simulated::look]);
 }
+
+#[test]
+fn checksums_are_right_with_and_without_offloads() {
+    check(&[wire::offloads::look]);
+}

@@ -5,7 +5,10 @@
 
 pub mod cluster;
 mod look;
+#[expect(unsafe_code, reason = "an ioctl that no library has")]
+mod ethtool;
 pub mod neighbours;
+pub mod offloads;
 pub mod packet;
 pub mod simulated;
 pub mod sizes;
