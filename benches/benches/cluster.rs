@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use agent_core::model::{Model, Name, Settings};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use simulator::cluster::matrix::Question;
+use simulator::cluster::matrix::{Question, endpoints};
 use simulator::cluster::probe::{Party, Protocol};
 use simulator::cluster::{Cluster, EngineKind, Options};
 
@@ -76,8 +76,8 @@ fn matrices(criterion: &mut Criterion) {
         group.bench_with_input(BenchmarkId::new("pods", pods), &pods, |bencher, &pods| {
             let (model, options) = (model(pods), Options::default());
             let threads = if pods < 1000 { 1 } else { 2 };
-            let question =
-                Question { model: &model, options: &options, ports: &[Protocol::Tcp(80)], family: None, threads };
+            let (model, options, parties, ports) = (&model, &options, &endpoints(&model), &[Protocol::Tcp(80)]);
+            let question = Question { model, options, parties, ports, family: None, threads };
             bencher.iter(|| question.ask(&|_| {}).expect("runs"));
         });
     }

@@ -6,4 +6,5 @@ pub mod commands;
 pub mod engines;
 pub mod fuzz;
 pub mod packet;
+pub mod report;
 pub mod scenario;

@@ -97,12 +97,14 @@ fn a_default_deny_drops_at_the_receivers_node_with_its_reason() {
 
 #[test]
 fn the_matrix_is_the_same_however_many_clusters_are_asked_at_once() {
-    use simulator::cluster::matrix::{Cell, Question, declared_ports};
+    use simulator::cluster::matrix::{Cell, Question, declared_ports, endpoints};
     let model = Model::parse(&[("test.yaml".to_owned(), format!("{PODS}{DENY}"))], Settings::default()).unwrap();
     let options = Options::default();
+    let parties = endpoints(&model);
     let ports = [declared_ports(&model), vec![Protocol::Icmp(None), Protocol::Udp(53)]].concat();
     let ask = |threads| {
-        let question = Question { model: &model, options: &options, ports: &ports, family: None, threads };
+        let (model, options, parties, ports) = (&model, &options, &parties, &ports);
+        let question = Question { model, options, parties, ports, family: None, threads };
         question.ask(&|_| {}).unwrap()
     };
     let (one, three) = (ask(1), ask(3));

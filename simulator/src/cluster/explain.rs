@@ -1,12 +1,15 @@
 //! Why a probe ended as it did: every hop, and the rule or policies that decided.
 
-use agent_core::policy::RuleOrigin;
-use agent_core::{Direction, Owner, PolicyRef};
-use datapath_abi::events::FlowState;
-use datapath_abi::{DropReason, EventKind};
+use std::fmt;
 
-use super::{Cluster, Hop, Outcome, Party, Probe};
 use agent_core::model::Name;
+use agent_core::policy::{PolicyKind, RuleId, RuleOrigin};
+use agent_core::{Compiled, Direction, Owner, PolicyRef, RuleInfo};
+use datapath_abi::events::FlowState;
+use datapath_abi::{DropReason, EventKind, ids};
+
+use super::why::{Said, Spoke};
+use super::{Cluster, Hop, Outcome, Party, Probe};
 
 /// What a policy said about the probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,14 +18,14 @@ pub struct Decision {
     pub leg: usize,
     /// Node that decided.
     pub node: String,
-    /// Pod whose policy was asked.
+    /// Pod whose policy was asked; `node/NAME`: the node's own policy was.
     pub pod: String,
     /// Direction, seen from the pod.
     pub direction: Direction,
     /// Identity of the peer, with its labels.
     pub peer: String,
-    /// Whether it let the packet pass.
-    pub allowed: bool,
+    /// What it said.
+    pub spoke: Spoke,
     /// What decided.
     pub by: By,
 }
@@ -31,20 +34,51 @@ pub struct Decision {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum By {
     /// A rule of a policy.
-    Rule {
-        /// Policy.
-        policy: String,
-        /// Index in `ingress` or `egress`.
-        index: usize,
-        /// Where the rule is written.
-        at: String,
-    },
+    Rule(Box<RuleInfo>),
     /// The node may always reach its own pods.
     LocalHost,
     /// No policy isolates the pod in this direction.
     NotIsolated,
     /// No rule matched, and these policies isolate the pod.
     DefaultDeny(Vec<PolicyRef>),
+}
+
+impl By {
+    /// What a verdict about a pod's flow goes back to. `pod`: `None`, it was a node's own policy.
+    pub fn of(compiled: &Compiled, spoke: Spoke, rule: RuleId, pod: Option<&Name>, direction: Direction) -> Self {
+        if rule == 0 && spoke != Spoke::Allow {
+            let isolating = pod.map_or_else(|| compiled.about_nodes(), |pod| compiled.isolating(pod, direction));
+            return Self::DefaultDeny(isolating);
+        }
+        match compiled.rules().origin(rule) {
+            RuleOrigin::Rule(rule) => Self::Rule(Box::new(rule.clone())),
+            RuleOrigin::LocalHost => Self::LocalHost,
+            RuleOrigin::NotIsolated | RuleOrigin::Gone => Self::NotIsolated,
+        }
+    }
+
+    /// The same for [`Said`].
+    pub fn said(compiled: &Compiled, said: Said, pod: Option<&Name>, direction: Direction) -> Self {
+        Self::of(compiled, said.spoke, said.rule, pod.filter(|_| said.node.is_none()), direction)
+    }
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rule(rule) => {
+                write!(f, "{} {}, {} ({})", kind_word(rule.kind), rule.policy, rule.place(), rule.position)
+            }
+            Self::LocalHost => f.write_str("the rule that a node reaches its own pods"),
+            Self::NotIsolated => f.write_str("default: no policy isolates the pod in this direction"),
+            Self::DefaultDeny(_) => f.write_str("default deny: no rule of the policies that isolate it matched"),
+        }
+    }
+}
+
+/// What a sentence calls a policy.
+pub fn kind_word(kind: PolicyKind) -> &'static str {
+    if kind == PolicyKind::NetworkPolicy { "policy" } else { kind.name() }
 }
 
 /// The whole answer.
@@ -85,32 +119,24 @@ impl Cluster {
                 let direction = if ingress { Direction::Ingress } else { Direction::Egress };
                 let name = self.nic_of_endpoint(node, event.endpoint).map(|nic| nic.name.clone());
                 let identity = if ingress { event.source_identity } else { event.destination_identity };
-                let allowed = event.verdict >= 0;
+                let spoke = Spoke::of(event);
+                let place = self.nodes().get(node).map(|node| node.name.clone()).unwrap_or_default();
                 decisions.push(Decision {
                     leg: hop.leg,
-                    node: self.nodes().get(node).map(|node| node.name.clone()).unwrap_or_default(),
-                    pod: name.as_ref().map(Name::to_string).unwrap_or_default(),
+                    pod: match &name {
+                        _ if event.endpoint == ids::HOST_ENDPOINT => format!("node/{place}"),
+                        Some(name) => name.to_string(),
+                        None => String::new(),
+                    },
+                    node: place,
                     direction,
                     peer: self.identity_text(identity),
-                    allowed,
-                    by: self.by(allowed, event.rule, name.as_ref(), direction),
+                    spoke,
+                    by: By::of(self.compiled(), spoke, event.rule, name.as_ref(), direction),
                 });
             }
         }
         decisions
-    }
-
-    fn by(&self, allowed: bool, rule: u32, pod: Option<&Name>, direction: Direction) -> By {
-        if !allowed && rule == 0 {
-            return By::DefaultDeny(pod.map(|pod| self.compiled().isolating(pod, direction)).unwrap_or_default());
-        }
-        match self.compiled().rules().origin(rule) {
-            RuleOrigin::Rule(rule) => {
-                By::Rule { policy: rule.policy.to_string(), index: rule.index, at: rule.position.to_string() }
-            }
-            RuleOrigin::LocalHost => By::LocalHost,
-            RuleOrigin::NotIsolated | RuleOrigin::Gone => By::NotIsolated,
-        }
     }
 
     /// An identity with whom it stands for.

@@ -1,6 +1,6 @@
 //! Who reaches whom: a probe from every pod and from outside to every pod and to the outside, per port.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,7 +9,7 @@ use agent_core::model::Protocol as PortProtocol;
 use simulator_vm::RunError;
 
 use super::probe::Endpoint;
-use super::{Cluster, ClusterError, Family, Options, Party, Probe, Protocol};
+use super::{Cluster, ClusterError, Family, Options, Party, Probe, Protocol, Why};
 
 /// What one probe said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +49,21 @@ pub struct Table {
     pub port: Protocol,
     /// Row: sender, column: receiver, both in the order of [`Matrix::endpoints`].
     pub rows: Vec<Vec<Cell>>,
+    /// Alike, why: indices of [`Matrix::reasons`], [`NO_REASON`] where nothing was asked. No rows unless the options ask
+    /// for verdicts.
+    pub whys: Vec<Vec<u32>>,
 }
 
+/// In [`Table::whys`]: not asked.
+pub const NO_REASON: u32 = u32::MAX;
+
 impl Table {
+    /// Why a probe ended as it did.
+    pub fn why(&self, reasons: &[Why], sender: usize, receiver: usize) -> Option<Why> {
+        let number = *self.whys.get(sender)?.get(receiver)?;
+        reasons.get(usize::try_from(number).ok()?).copied()
+    }
+
     /// Probes that were allowed, and all probes.
     pub fn totals(&self) -> (usize, usize) {
         let cells = || self.rows.iter().flatten();
@@ -67,6 +79,8 @@ pub struct Matrix {
     pub endpoints: Vec<Party>,
     /// Per port.
     pub tables: Vec<Table>,
+    /// What decided, each once, in order; see [`Table::whys`].
+    pub reasons: Vec<Why>,
 }
 
 /// Every port that a pod declares, by number, then protocol.
@@ -97,6 +111,8 @@ pub struct Question<'a> {
     pub model: &'a Model,
     /// Simulation.
     pub options: &'a Options,
+    /// Who sends and receives; see [`endpoints`].
+    pub parties: &'a [Party],
     /// Ports, one table each.
     pub ports: &'a [Protocol],
     /// Address family; `None`: IPv4 where both ends have it.
@@ -127,9 +143,19 @@ pub enum AskError {
     Run(#[from] RunError),
 }
 
-/// One thread's rows, each with its number.
+/// One sender's answers to one port's questions.
+struct Row {
+    /// Table × senders + sender.
+    number: usize,
+    cells: Vec<Cell>,
+    /// Of the thread's own reasons.
+    whys: Vec<u32>,
+}
+
+/// One thread's rows.
 struct Share {
-    rows: Vec<(usize, Vec<Cell>)>,
+    rows: Vec<Row>,
+    reasons: Vec<Why>,
     runs: u64,
     engine: &'static str,
 }
@@ -150,54 +176,80 @@ impl Question<'_> {
         } else {
             vec![self.share(&next, progress)]
         };
-        let endpoints = endpoints(self.model);
-        let mut rows: Vec<Vec<Cell>> = vec![Vec::new(); endpoints.len() * self.ports.len()];
+        let shares = shares.into_iter().collect::<Result<Vec<Share>, AskError>>()?;
+        let found: BTreeSet<Why> = shares.iter().flat_map(|share| &share.reasons).copied().collect();
+        let reasons: Vec<Why> = found.into_iter().collect();
+        let mut rows: Vec<Vec<Cell>> = vec![Vec::new(); self.parties.len() * self.ports.len()];
+        let mut whys: Vec<Vec<u32>> = vec![Vec::new(); if self.options.verdicts { rows.len() } else { 0 }];
         let (mut runs, mut engine) = (0, "");
         for share in shares {
-            let share = share?;
             runs += share.runs;
             engine = share.engine;
-            for (number, row) in share.rows {
-                if let Some(place) = rows.get_mut(number) {
-                    *place = row;
+            let place = |why: &Why| reasons.binary_search(why).ok().and_then(|place| u32::try_from(place).ok());
+            let places: Vec<u32> = share.reasons.iter().map(|why| place(why).unwrap_or(NO_REASON)).collect();
+            let place = |number: &u32| {
+                let own = usize::try_from(*number).ok().and_then(|number| places.get(number));
+                own.copied().unwrap_or(NO_REASON)
+            };
+            for row in share.rows {
+                if let Some(to) = whys.get_mut(row.number) {
+                    *to = row.whys.iter().map(place).collect();
+                }
+                if let Some(to) = rows.get_mut(row.number) {
+                    *to = row.cells;
                 }
             }
         }
-        let mut rows = rows.into_iter();
-        let tables = self
-            .ports
-            .iter()
-            .map(|port| Table { port: *port, rows: rows.by_ref().take(endpoints.len()).collect() })
-            .collect();
-        Ok(Answer { matrix: Matrix { endpoints, tables }, runs, engine })
+        let (mut rows, mut whys) = (rows.into_iter(), whys.into_iter());
+        let senders = self.parties.len();
+        let table = |port: &Protocol| Table {
+            port: *port,
+            rows: rows.by_ref().take(senders).collect(),
+            whys: whys.by_ref().take(senders).collect(),
+        };
+        let tables = self.ports.iter().map(table).collect();
+        Ok(Answer { matrix: Matrix { endpoints: self.parties.to_vec(), tables, reasons }, runs, engine })
     }
 
     /// Takes row after row until none is left, in a cluster of its own.
     fn share(&self, next: &AtomicUsize, progress: &(dyn Fn(usize) + Sync)) -> Result<Share, AskError> {
         let mut cluster = Cluster::new(self.model.clone(), self.options.clone())?;
         // A party that the model names is always found.
-        let found: Vec<Option<Endpoint>> =
-            endpoints(self.model).iter().map(|party| cluster.endpoint(party).ok()).collect();
+        let found: Vec<Option<Endpoint>> = self.parties.iter().map(|party| cluster.endpoint(party).ok()).collect();
         let engine = cluster.nodes().first().map_or("", |node| node.datapath.name());
-        let mut share = Share { rows: Vec::new(), runs: 0, engine };
-        loop {
+        let mut share = Share { rows: Vec::new(), reasons: Vec::new(), runs: 0, engine };
+        let mut known: BTreeMap<Why, u32> = BTreeMap::new();
+        while !found.is_empty() {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let (table, sender) = (number / found.len(), number % found.len());
             let (Some(port), Some(from)) = (self.ports.get(table), found.get(sender)) else { break };
-            let mut row = Vec::with_capacity(found.len());
+            let mut row = Row { number, cells: Vec::with_capacity(found.len()), whys: Vec::new() };
             for (receiver, to) in found.iter().enumerate() {
-                row.push(if sender == receiver {
-                    Cell::Same
-                } else {
-                    let ends = from.as_ref().zip(to.as_ref());
-                    // Ends without a family in common cannot reach each other.
-                    match ends.and_then(|(from, to)| Probe::between(from, to, *port, self.family)) {
-                        Some(probe) if cluster.probe(&probe)?.allowed() => Cell::Allow,
-                        Some(_) | None => Cell::Deny,
+                let ends = from.as_ref().zip(to.as_ref()).filter(|_| sender != receiver);
+                // Ends without a family in common cannot reach each other.
+                let probe = ends.and_then(|(from, to)| Probe::between(from, to, *port, self.family));
+                let why = match probe {
+                    Some(probe) if self.options.verdicts => cluster.probe_why(&probe)?,
+                    Some(probe) => {
+                        row.cells.push(if cluster.probe(&probe)?.allowed() { Cell::Allow } else { Cell::Deny });
+                        continue;
                     }
-                });
+                    None => Why::NO_FAMILY,
+                };
+                let cell = if why.allowed() { Cell::Allow } else { Cell::Deny };
+                row.cells.push(if sender == receiver { Cell::Same } else { cell });
+                if self.options.verdicts {
+                    row.whys.push(if sender == receiver {
+                        NO_REASON
+                    } else {
+                        *known.entry(why).or_insert_with(|| {
+                            share.reasons.push(why);
+                            u32::try_from(share.reasons.len() - 1).unwrap_or(NO_REASON)
+                        })
+                    });
+                }
             }
-            share.rows.push((number, row));
+            share.rows.push(row);
             progress(found.len());
         }
         cluster.finish_captures().map_err(ClusterError::Capture)?;

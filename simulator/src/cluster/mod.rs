@@ -19,6 +19,7 @@ pub mod probe;
 pub mod scenario;
 pub mod trail;
 pub mod tunnel;
+pub mod why;
 
 mod update;
 mod walk;
@@ -34,6 +35,7 @@ pub use engine::{Datapath, EngineError, EngineKind};
 pub use probe::{Family, Outcome, Party, Probe, Protocol};
 pub use trail::{Drop, End, Hop, Lost};
 pub use update::{ClusterError, Options, TICKS_PER_SECOND};
+pub use why::{Said, Spoke, Why};
 
 use capture::Captures;
 use frame::MacBytes;
@@ -116,6 +118,8 @@ pub struct Cluster {
     scratch: Vec<u8>,
     trail: Option<Vec<Hop>>,
     leg: usize,
+    /// What policies said about the probe that is under way, with [`Options::verdicts`].
+    said: Vec<why::Spoken>,
     captures: Option<Captures>,
 }
 

@@ -85,7 +85,7 @@ pub fn read_event(record: &[u8]) -> Option<Event> {
 }
 
 /// A packet that got lost outside of the programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Lost {
     /// No route to the destination.
     #[error("no route")]

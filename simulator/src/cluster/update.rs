@@ -33,13 +33,15 @@ pub struct Options {
     pub tunnel: bool,
     /// Programs report allowed flows and traces too; drops are always reported.
     pub events: bool,
+    /// Programs report what policies said about new flows; [`Cluster::probe_why`] needs it.
+    pub verdicts: bool,
     /// Folder for captures.
     pub pcap: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { engine: EngineKind::default(), seed: 1, tunnel: true, events: false, pcap: None }
+        Self { engine: EngineKind::default(), seed: 1, tunnel: true, events: false, verdicts: false, pcap: None }
     }
 }
 
@@ -97,6 +99,7 @@ impl Cluster {
             scratch: Vec::new(),
             trail: None,
             leg: 0,
+            said: Vec::new(),
             captures,
             options,
         };
@@ -256,6 +259,7 @@ fn settings(options: &Options, node: &agent_core::model::Node, dual_stack: bool,
     for (on, flag) in [
         (options.tunnel, config::TUNNEL),
         (options.events, config::VERDICT_EVENTS | config::TRACE_EVENTS),
+        (options.verdicts, config::VERDICT_EVENTS),
         (dual_stack, config::DUAL_STACK),
     ] {
         if on {

@@ -13,6 +13,7 @@ use super::frame::{self, Ip, Line};
 use super::trail::{Drop, End, Hop, Lookup, Lost, read_event};
 use super::tunnel::{self, Outer};
 use super::update::TICKS_PER_SECOND;
+use super::why::Spoken;
 use super::{Cluster, Owner, device};
 
 /// More stops than this are a loop.
@@ -162,11 +163,14 @@ impl Cluster {
             (run, records)
         } else {
             let run = owner.datapath.run(hook, skb, &env)?;
-            let records = if run.code == action::SHOT || self.options.events {
+            let records = if run.code == action::SHOT || self.options.events || self.options.verdicts {
                 owner.datapath.engine().events()
             } else {
                 Vec::new()
             };
+            if self.options.verdicts {
+                self.said.extend(records.iter().filter_map(|record| Spoken::of(node, &read_event(record)?)));
+            }
             (run, records)
         };
         let action = match (run.code, run.redirect) {

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{Failure, files, parse_port};
 use crate::cluster::explain::{By, Decision, Explanation, outcome_text, parse_party, state_text};
 use crate::cluster::trail::Lookup;
+use crate::cluster::why::Spoke;
 use crate::cluster::{Cluster, EngineKind, Family, Hop, Options, Outcome, Party, Protocol, TICKS_PER_SECOND};
 use crate::engines::ticks;
 use crate::scenario::{Clock, key_text, value_text};
@@ -79,7 +80,7 @@ fn text(args: &Args, cluster: &Cluster, explanation: &Explanation) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{} → {} {}", args.from, args.to, args.port);
     let _ = writeln!(out, "{}", outcome_text(cluster, &explanation.outcome));
-    let last = explanation.decisions.iter().rposition(|decision| !decision.allowed);
+    let last = explanation.decisions.iter().rposition(|decision| !decision.spoke.passes());
     for (index, decision) in explanation.decisions.iter().enumerate() {
         if last.is_none_or(|last| last == index) {
             decision_text(decision, "", &mut out);
@@ -97,15 +98,17 @@ fn text(args: &Args, cluster: &Cluster, explanation: &Explanation) -> String {
 }
 
 fn decision_text(decision: &Decision, indent: &str, out: &mut String) {
-    let verb = if decision.allowed { "allowed" } else { "denied" };
+    let verb = match decision.spoke {
+        Spoke::Allow => "allowed",
+        Spoke::Deny => "denied",
+        Spoke::Redirect => "sent to a proxy, and there is none,",
+        Spoke::Audit => "allowed, because the policy only audits, though denied",
+    };
     let preposition = if decision.direction == agent_core::Direction::Ingress { "from" } else { "to" };
     let _ = writeln!(
         out,
         "{indent}{} of {} {preposition} identity {}: {verb} by {}",
-        decision.direction,
-        decision.pod,
-        decision.peer,
-        by_text(&decision.by, decision)
+        decision.direction, decision.pod, decision.peer, decision.by
     );
     if let By::DefaultDeny(policies) = &decision.by {
         for policy in policies {
@@ -118,15 +121,6 @@ fn decision_text(decision: &Decision, indent: &str, out: &mut String) {
                 width = indent.len() + 2
             );
         }
-    }
-}
-
-fn by_text(by: &By, decision: &Decision) -> String {
-    match by {
-        By::Rule { policy, index, at } => format!("policy {policy}, {}[{index}] ({at})", decision.direction),
-        By::LocalHost => "the rule that a node reaches its own pods".to_owned(),
-        By::NotIsolated => "default: no policy isolates the pod in this direction".to_owned(),
-        By::DefaultDeny(_) => "default deny: no rule of the policies that isolate it matched".to_owned(),
     }
 }
 
@@ -216,13 +210,14 @@ struct DecisionJson<'a> {
     direction: String,
     peer: &'a str,
     allowed: bool,
-    by: ByJson<'a>,
+    verdict: &'static str,
+    by: ByJson,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-enum ByJson<'a> {
-    Rule { policy: &'a str, index: usize, at: &'a str },
+enum ByJson {
+    Rule { kind: &'static str, policy: String, list: &'static str, spec: Option<usize>, index: usize, at: String },
     Default(&'static str),
     IsolatedBy(Vec<PolicyJson>),
 }
@@ -282,7 +277,14 @@ fn as_json<'a>(args: &Args, cluster: &'a Cluster, explanation: &'a Explanation) 
 
 fn decision_json(decision: &Decision) -> DecisionJson<'_> {
     let by = match &decision.by {
-        By::Rule { policy, index, at } => ByJson::Rule { policy, index: *index, at },
+        By::Rule(rule) => ByJson::Rule {
+            kind: rule.kind.name(),
+            policy: rule.policy.to_string(),
+            list: rule.list.name(),
+            spec: rule.spec,
+            index: rule.index,
+            at: rule.position.to_string(),
+        },
         By::LocalHost => ByJson::Default("a node reaches its own pods"),
         By::NotIsolated => ByJson::Default("not isolated"),
         By::DefaultDeny(policies) => ByJson::IsolatedBy(
@@ -298,7 +300,8 @@ fn decision_json(decision: &Decision) -> DecisionJson<'_> {
         pod: &decision.pod,
         direction: decision.direction.to_string(),
         peer: &decision.peer,
-        allowed: decision.allowed,
+        allowed: decision.spoke.passes(),
+        verdict: decision.spoke.name(),
         by,
     }
 }

@@ -52,3 +52,19 @@ pub fn model(paths: &[PathBuf]) -> Result<Model, Failure> {
     let files = read(paths)?;
     Model::parse(&files, Settings::default()).map_err(|errors| Failure::Input(errors.to_string()))
 }
+
+/// The later version of a cluster: where nodes are the same in both, pods that stay keep the node and the addresses that
+/// were filled in for them, so that what changes is only what the files change.
+///
+/// # Errors
+/// Everything that is wrong with the files.
+pub fn later(before: &Model, paths: &[PathBuf]) -> Result<Model, Failure> {
+    let after = model(paths)?;
+    let place = |node: &agent_core::model::Node| (node.name.clone(), node.addresses.clone(), node.pod_cidrs.clone());
+    if !before.nodes().iter().map(place).eq(after.nodes().iter().map(place)) {
+        return Ok(after);
+    }
+    let kept = before.pods().values().map(|pod| (pod.name.clone(), pod.node.clone(), pod.addresses.clone()));
+    let restored = Model::restored(after.objects().to_vec(), Settings::default(), kept);
+    restored.map_err(|errors| Failure::Input(errors.to_string()))
+}

@@ -2,17 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use agent_core::Model;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use super::ask::{ask, once};
 use super::{Failure, files, parse_port};
-use crate::cluster::matrix::{Answer, Cell, Matrix, Question, declared_ports, of};
+use crate::cluster::matrix::{Answer, Cell, Matrix, Question, declared_ports, endpoints, of};
 use crate::cluster::{EngineKind, Family, Options, Party, Protocol};
 
 /// What `--help` says at its end.
@@ -49,21 +49,21 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let start = Instant::now();
     let model = files::model(&args.manifests)?;
-    let mut ports = if args.ports.is_empty() { declared_ports(&model) } else { args.ports.clone() };
+    let ports = if args.ports.is_empty() { declared_ports(&model) } else { args.ports.clone() };
     if ports.is_empty() {
         return Err(Failure::Input("no pod declares a port; say which to ask for: --port 80/TCP".to_owned()));
     }
-    let mut seen = BTreeSet::new();
-    ports.retain(|port| seen.insert(*port));
+    let (ports, parties) = (once(ports), endpoints(&model));
     let options = Options { engine: args.engine, seed: args.seed, pcap: args.pcap.clone(), ..Options::default() };
-    let endpoints = model.pods().len() + 1;
-    let probes = endpoints * endpoints * ports.len();
-    let bar = progress(probes);
-    let alone = args.pcap.is_some() || args.engine == EngineKind::Kernel || probes < MANY;
-    let threads = if alone { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
-    let question = Question { model: &model, options: &options, ports: &ports, family: args.family, threads };
-    let answer = question.ask(&|cells| bar.inc(u64::try_from(cells).unwrap_or(0)))?;
-    bar.finish_and_clear();
+    let question = Question {
+        model: &model,
+        options: &options,
+        parties: &parties,
+        ports: &ports,
+        family: args.family,
+        threads: 1,
+    };
+    let answer = ask(question, "")?;
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{}", super::to_json(&json(&answer.matrix))?)?;
@@ -71,22 +71,6 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         write!(out, "{}", text(&model, &answer, args.ports.is_empty(), start.elapsed()))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// From so many probes on, it pays to ask several clusters at once, and to show progress.
-const MANY: usize = 20_000;
-
-fn progress(probes: usize) -> ProgressBar {
-    let target = if std::io::stderr().is_terminal() && probes > MANY {
-        ProgressDrawTarget::stderr()
-    } else {
-        ProgressDrawTarget::hidden()
-    };
-    let bar = ProgressBar::with_draw_target(u64::try_from(probes).ok(), target);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} probes, {eta} left") {
-        bar.set_style(style);
-    }
-    bar
 }
 
 /// The contract's JSON.

@@ -2,6 +2,8 @@
 //!
 //! Exit codes: 0 as expected, 1 a check failed or a verdict differs, 2 the input or the call is wrong.
 
+mod ask;
+mod diff;
 mod explain;
 mod files;
 mod fuzz;
@@ -40,6 +42,8 @@ enum Command {
     Matrix(matrix::Args),
     /// Why a connection works or not: hop by hop, and the rule that decided.
     Explain(explain::Args),
+    /// What changes from one version to another: every verdict, and the rule that changes it.
+    Diff(diff::Args),
     /// Random packets and state through several engines; any difference is written out as a scenario.
     Fuzz(fuzz::Args),
     /// Writes a completion script for a shell.
@@ -160,6 +164,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Matrix(args) => matrix::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "weir-sim", &mut std::io::stdout());
@@ -186,7 +191,7 @@ fn to_json<T: serde::Serialize>(value: &T) -> Result<String, Failure> {
 }
 
 /// `80/TCP`, `53/udp`, `ICMP`, `8/ICMP`.
-fn parse_port(text: &str) -> Result<Protocol, String> {
+pub(crate) fn parse_port(text: &str) -> Result<Protocol, String> {
     let wrong = || "must be PORT/PROTOCOL with TCP, UDP or SCTP, or ICMP, or TYPE/ICMP".to_owned();
     if text.eq_ignore_ascii_case("icmp") {
         return Ok(Protocol::Icmp(None));

@@ -1,0 +1,158 @@
+//! What commands tell people and other programs about verdicts: which rule of which file decided, comparisons, pages.
+//!
+//! Invariant: nothing here decides anything. Verdicts and the numbers of their rules come from the bytecode
+//! ([`crate::cluster::why`]); this turns them into names, files and lines.
+
+pub mod allow;
+pub mod diff;
+pub mod junit;
+pub mod markdown;
+pub mod names;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use agent_core::{Compiled, Direction, PolicyRef};
+
+use crate::cluster::explain::{By, kind_word};
+use crate::cluster::why::Ended;
+use crate::cluster::{Party, Said, Spoke, Why};
+
+/// The policies of one version, with what isolates whom.
+#[derive(Debug)]
+pub struct Book<'a> {
+    compiled: &'a Compiled,
+    nodes: Vec<&'a str>,
+    /// Sets of policies that isolate somebody.
+    sets: Vec<Vec<PolicyRef>>,
+    /// Per party: its sets for ingress and egress.
+    isolating: Vec<[usize; 2]>,
+}
+
+/// One line of a reason; equal lines have equal text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Line {
+    /// What a policy said in a direction; for default denies, which set of policies isolates.
+    Said(Direction, Said, Option<usize>),
+    /// The end, where no policy explains it.
+    Ended(Ended),
+}
+
+impl<'a> Book<'a> {
+    /// For these parties; lines name them by their index.
+    pub fn new(compiled: &'a Compiled, nodes: impl Iterator<Item = &'a str>, parties: &[Party]) -> Self {
+        let mut sets: Vec<Vec<PolicyRef>> = Vec::new();
+        let mut known: BTreeMap<Vec<PolicyRef>, usize> = BTreeMap::new();
+        let mut number = |set: Vec<PolicyRef>| match known.get(&set) {
+            Some(number) => *number,
+            None => {
+                sets.push(set.clone());
+                known.insert(set, sets.len() - 1);
+                sets.len() - 1
+            }
+        };
+        let isolating = parties
+            .iter()
+            .map(|party| match party {
+                Party::Pod(name) => {
+                    [Direction::Ingress, Direction::Egress].map(|direction| number(compiled.isolating(name, direction)))
+                }
+                Party::Node(_) | Party::Address(_) | Party::World => [number(Vec::new()); 2],
+            })
+            .collect();
+        Self { compiled, nodes: nodes.collect(), sets, isolating }
+    }
+
+    /// The policies.
+    pub fn compiled(&self) -> &'a Compiled {
+        self.compiled
+    }
+
+    /// Sets of policies that isolate somebody.
+    pub fn sets(&self) -> &[Vec<PolicyRef>] {
+        &self.sets
+    }
+
+    /// The set that isolates a party in a direction.
+    pub fn isolating(&self, party: usize, direction: Direction) -> Option<usize> {
+        let [ingress, egress] = *self.isolating.get(party)?;
+        Some(match direction {
+            Direction::Ingress => ingress,
+            Direction::Egress => egress,
+        })
+    }
+
+    /// What was said in one direction of a probe between two parties.
+    pub fn line(&self, why: &Why, direction: Direction, sender: usize, receiver: usize) -> Option<Line> {
+        let said = why.said(direction)?;
+        let subject = match direction {
+            Direction::Ingress => receiver,
+            Direction::Egress => sender,
+        };
+        let default = said.rule == 0 && said.spoke != Spoke::Allow && said.node.is_none();
+        Some(Line::Said(direction, said, self.isolating(subject, direction).filter(|_| default)))
+    }
+
+    /// What stopped a probe that did not get through.
+    pub fn stopped(&self, why: &Why, sender: usize, receiver: usize) -> Line {
+        let at = why.denied_at().and_then(|direction| self.line(why, direction, sender, receiver));
+        at.unwrap_or(Line::Ended(why.ended))
+    }
+
+    /// What a verdict goes back to.
+    pub fn by(&self, direction: Direction, said: Said, set: Option<usize>) -> By {
+        match set.and_then(|set| self.sets.get(set)) {
+            Some(set) => By::DefaultDeny(set.clone()),
+            None => By::said(self.compiled, said, None, direction),
+        }
+    }
+
+    /// A line in words.
+    pub fn text(&self, line: &Line) -> String {
+        let (direction, said, set) = match *line {
+            Line::Said(direction, said, set) => (direction, said, set),
+            Line::Ended(ended) => return ended_text(ended).to_string(),
+        };
+        let whose = match said.node.and_then(|node| self.nodes.get(node)) {
+            Some(node) => format!("{direction} of node {node}"),
+            None => direction.to_string(),
+        };
+        let by = self.by(direction, said, set);
+        let verb = match said.spoke {
+            Spoke::Allow => "allowed",
+            Spoke::Deny => "denied",
+            Spoke::Redirect => "sent to a proxy, and there is none here,",
+            Spoke::Audit => "allowed, but only audited: denied",
+        };
+        match &by {
+            By::Rule(_) | By::LocalHost => format!("{whose} {verb} by {by}"),
+            By::NotIsolated => format!("{whose} {verb}: no policy isolates"),
+            By::DefaultDeny(policies) => {
+                let names: Vec<String> = policies.iter().map(policy_text).collect();
+                format!("{whose} {verb} by default, isolated by {}", names.join(", "))
+            }
+        }
+    }
+}
+
+/// A policy with its place.
+pub fn policy_text(policy: &PolicyRef) -> String {
+    format!("{} {} ({})", kind_word(policy.kind), policy.name, policy.position)
+}
+
+/// How a probe ended, in words.
+pub fn ended_text(ended: Ended) -> impl fmt::Display {
+    struct Text(Ended);
+    impl fmt::Display for Text {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            match self.0 {
+                Ended::Allowed => f.write_str("allowed"),
+                Ended::Dropped(Some(reason)) => write!(f, "dropped: {} ({})", reason.name(), reason.text()),
+                Ended::Dropped(None) => f.write_str("dropped"),
+                Ended::Lost(lost) => write!(f, "lost: {lost}"),
+                Ended::NoFamily => f.write_str("no address family in common"),
+            }
+        }
+    }
+    Text(ended)
+}
