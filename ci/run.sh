@@ -63,7 +63,21 @@ fuzz() {
     fi
 }
 
-all=(install fmt clippy tidy tests skips object matrix fuzz)
+# Every lab: real agents and sockets in network namespaces, beside the simulator. As root; `list` says what else is missing.
+labs() {
+    local lab=(cargo run --locked --release -p netns-lab --)
+    if [ "$(id -u)" = 0 ]; then
+        "${lab[@]}"
+    elif sudo -n true 2>/dev/null; then
+        cargo build --locked --release -p netns-lab
+        sudo -n -E "$CARGO_TARGET_DIR/release/netns-lab"
+    else
+        "${lab[@]}" list
+        echo "skip: kernel-bpf: not root"
+    fi
+}
+
+all=(install fmt clippy tidy tests skips object matrix fuzz labs)
 
 # --- running them -----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ use datapath_kernel::{missing_privilege, probe_tcx};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use crate::lab::{self, Finished, LabReport, Told};
+use crate::bench;
+use crate::lab::{self, Finished, How, LabReport, Told};
 use crate::registry::{self, Run};
 use crate::topology::{self, Lab};
 
@@ -45,6 +46,9 @@ enum Command {
         /// Only scenarios whose file's name contains this.
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
+        /// Keeps what was on every device of pods and nodes while a scenario ran that did not pass, as pcapng.
+        #[arg(long, value_name = "DIR")]
+        keep_captures: Option<PathBuf>,
     },
     /// Builds a lab and leaves it standing; prints how to enter its nodes and pods, and how to ask its agents.
     Up {
@@ -53,6 +57,15 @@ enum Command {
         /// Another name to stand by, as for the same lab twice.
         #[arg(long)]
         name: Option<String>,
+    },
+    /// How fast pods talk through weir, beside the same namespaces connected by the kernel alone, turn by turn.
+    Bench {
+        /// Turns of each.
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=100))]
+        rounds: u16,
+        /// Seconds of each turn.
+        #[arg(long, default_value_t = 1.0)]
+        seconds: f64,
     },
     /// Takes down a lab that was left standing, or all.
     Down {
@@ -75,23 +88,34 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(cli: &Cli) -> Result<ExitCode> {
-    let everything = Command::Run { names: Vec::new(), only: None };
+    let everything = Command::Run { names: Vec::new(), only: None, keep_captures: None };
     match cli.command.as_ref().unwrap_or(&everything) {
         Command::List => list(cli),
-        Command::Run { names, only } => {
+        Command::Run { names, only, keep_captures } => {
             let mut labs = chosen(cli, names)?;
             if let Some(only) = only {
                 restrict(&mut labs, only)?;
             }
             privileged()?;
             begin()?;
-            run(cli, &labs)
+            run(cli, &labs, &How { captures: keep_captures.clone() })
         }
         Command::Up { lab, name } => {
             let labs = chosen(cli, std::slice::from_ref(lab))?;
             privileged()?;
             begin()?;
             labs.first().map_or(Ok(ExitCode::SUCCESS), |lab| up(lab, name.as_ref().unwrap_or(&lab.name)))
+        }
+        Command::Bench { rounds, seconds } => {
+            privileged()?;
+            begin()?;
+            let rows = bench::run(usize::from(*rounds), *seconds, &|what| eprintln!("{what}"))?;
+            if cli.json {
+                rows.iter().try_for_each(|row| serde_json::to_string(row).map(|line| println!("{line}")))?;
+            } else {
+                print!("{}", bench::text(&rows));
+            }
+            Ok(ExitCode::SUCCESS)
         }
         Command::Down { name } => {
             privileged()?;
@@ -199,7 +223,7 @@ struct Line<'a> {
     millis: u128,
 }
 
-fn run(cli: &Cli, labs: &[Lab]) -> Result<ExitCode> {
+fn run(cli: &Cli, labs: &[Lab], how: &How) -> Result<ExitCode> {
     if let Some(why) = obstacle() {
         bail!("{why}");
     }
@@ -207,7 +231,7 @@ fn run(cli: &Cli, labs: &[Lab]) -> Result<ExitCode> {
     let mut reports = Vec::new();
     for lab in labs {
         let bar = progress();
-        let report = lab::run(lab, &mut |told| match told {
+        let report = lab::run(lab, how, &mut |told| match told {
             Told::Begins(count) => bar.set_length(u64::try_from(count).unwrap_or(0)),
             Told::Does(what) => bar.set_message(what.to_owned()),
             Told::Ended(finished) => {

@@ -17,6 +17,7 @@ use simulator::cluster::probe::Place as SimPlace;
 use simulator::cluster::scenario::{Action, Config, Done, Probed, Runner, Scenario, StepDone, load};
 use simulator::cluster::{Cluster, Options, Party, Probe};
 
+use crate::capture::{self, Capture};
 use crate::checks::Check;
 use crate::manifest::{self, Documents};
 use crate::place::Place;
@@ -89,8 +90,16 @@ enum Task<'a> {
     Matrix(&'a [PathBuf], Box<Scenario>),
 }
 
+/// How labs are run.
+#[derive(Clone, Debug, Default)]
+pub struct How {
+    /// Folder for captures of scenarios that do not pass.
+    pub captures: Option<PathBuf>,
+}
+
 struct Session<'a> {
     lab: &'a Lab,
+    how: &'a How,
     world: Option<World>,
     prober: Prober,
     report: LabReport,
@@ -98,10 +107,10 @@ struct Session<'a> {
 }
 
 /// Runs a lab.
-pub fn run(lab: &Lab, tell: &mut dyn FnMut(Told<'_>)) -> LabReport {
+pub fn run(lab: &Lab, how: &How, tell: &mut dyn FnMut(Told<'_>)) -> LabReport {
     let began = Instant::now();
     let report = LabReport { name: lab.name.clone(), ..LabReport::default() };
-    let mut session = Session { lab, world: None, prober: Prober::default(), report, tell };
+    let mut session = Session { lab, how, world: None, prober: Prober::default(), report, tell };
     let tasks = session.tasks();
     (session.tell)(Told::Begins(tasks.len()));
     for task in tasks {
@@ -118,8 +127,8 @@ pub fn run(lab: &Lab, tell: &mut dyn FnMut(Told<'_>)) -> LabReport {
 /// What is wrong with the lab, or with the machine.
 pub fn up(lab: &Lab, run: Run) -> Result<World> {
     let mut tell = |_: Told<'_>| {};
-    let mut session =
-        Session { lab, world: None, prober: Prober::default(), report: LabReport::default(), tell: &mut tell };
+    let (report, how) = (LabReport::default(), How::default());
+    let mut session = Session { lab, how: &how, world: None, prober: Prober::default(), report, tell: &mut tell };
     let task = session.tasks().into_iter().next();
     if let Some(wrong) = session.report.finished.iter().find_map(|finished| finished.error.as_ref()) {
         anyhow::bail!("{wrong}");
@@ -236,11 +245,17 @@ impl<'a> Session<'a> {
             return Ok(self.world.insert(world));
         }
         let world = self.world.as_mut().context("no world")?;
-        let bare = manifest::nodes(model.nodes());
-        let nodes = Model::parse(&[("lab.yaml".to_owned(), bare.clone())], Settings::default())?;
         world.forget_outside()?;
-        world.change(&nodes, &bare)?;
+        // Agents keep the addresses that they gave to pods; the scenario begins with a cluster that gave none.
+        let mut after = world.model().clone();
+        let kept = after.replace(model.objects().to_vec()).is_ok() && same_pods(&after, model);
+        if !kept {
+            let bare = manifest::nodes(model.nodes());
+            let nodes = Model::parse(&[("lab.yaml".to_owned(), bare.clone())], Settings::default())?;
+            world.change(&nodes, &bare)?;
+        }
         world.change(model, text)?;
+        world.forget_flows()?;
         Ok(world)
     }
 
@@ -257,12 +272,36 @@ impl<'a> Session<'a> {
         let mut runner = Runner::new(scenario, &Options::default(), true)?;
         let text = text_of(&documents, runner.cluster().model())?;
         self.world(runner.cluster().model(), &text, scenario.config)?;
+        let captures = self.start_captures()?;
+        let ended = self.steps(&mut runner, &documents, finished);
+        self.keep_captures(captures, finished, ended.is_err())?;
+        ended
+    }
+
+    /// A capture on every device between pods and nodes, if any are to be kept.
+    fn start_captures(&self) -> Result<Vec<Capture>> {
+        let Some(world) = self.world.as_ref().filter(|_| self.how.captures.is_some()) else { return Ok(Vec::new()) };
+        world.places().map(|place| Capture::start(place, "eth0")).collect()
+    }
+
+    fn keep_captures(&self, captures: Vec<Capture>, finished: &Finished, failed: bool) -> Result<()> {
+        // Devices of pods that went with a step are gone, and their captures with them.
+        let recordings: Vec<_> = captures.into_iter().filter_map(|capture| capture.stop().ok()).collect();
+        let Some(folder) = self.how.captures.as_ref().filter(|_| failed || !finished.differences.is_empty()) else {
+            return Ok(());
+        };
+        std::fs::create_dir_all(folder)?;
+        let path = folder.join(format!("{}-{}.pcapng", self.lab.name, finished.name.trim_end_matches(".yaml")));
+        capture::save(&path, &recordings).with_context(|| path.display().to_string())
+    }
+
+    fn steps(&mut self, runner: &mut Runner<'_>, documents: &Documents, finished: &mut Finished) -> Result<()> {
         while let Some(done) = runner.step()? {
             let world = self.world.as_mut().context("no world")?;
             match &done.what {
                 Done::Changed => {
                     let model = runner.cluster().model();
-                    world.change(model, &text_of(&documents, model)?)?;
+                    world.change(model, &text_of(documents, model)?)?;
                 }
                 Done::Advanced(ns) => thread::sleep(Duration::from_nanos(*ns)),
                 Done::Probed(probed) => {
@@ -449,6 +488,14 @@ fn too_long(scenario: &Scenario) -> Option<String> {
 fn same_nodes(one: &Model, other: &Model) -> bool {
     let key = |model: &Model| -> Vec<_> {
         model.nodes().iter().map(|node| (node.name.clone(), node.addresses.clone(), node.pod_cidrs.clone())).collect()
+    };
+    key(one) == key(other)
+}
+
+fn same_pods(one: &Model, other: &Model) -> bool {
+    let key = |model: &Model| -> Vec<_> {
+        let pods = model.pods().values();
+        pods.map(|pod| (pod.name.clone(), pod.node.clone(), pod.addresses.clone(), pod.host_network)).collect()
     };
     key(one) == key(other)
 }

@@ -87,6 +87,16 @@ impl Topology {
         place.with_context(|| format!("node {node} is on no segment"))
     }
 
+    /// Entries of each table of flows.
+    ///
+    /// # Errors
+    /// Something else than a number.
+    pub fn flows(&self) -> Result<u32> {
+        let value = self.agent.iter().find(|(name, _)| name == "flows");
+        let (_, value) = value.context("a lab has a setting `flows`")?;
+        value.parse().with_context(|| format!("setting flows: `{value}` is no number"))
+    }
+
     /// Lines of an agent's settings file.
     #[must_use]
     pub fn agent_settings(&self) -> String {
@@ -305,4 +315,65 @@ fn toml(node: &Node) -> Option<String> {
 
 fn is_scenario(path: &Path) -> bool {
     std::fs::read_to_string(path).is_ok_and(|text| text.lines().any(|line| line.trim_end() == "kind: Scenario"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(spec: &str) -> Result<Lab> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lab.yaml");
+        let head = "apiVersion: weir.dev/v1alpha1\nkind: Lab\nmetadata: {name: l}\n";
+        std::fs::write(&path, format!("{head}spec: {{about: x, {spec}}}\n")).unwrap();
+        load(&path)
+    }
+
+    #[test]
+    fn every_lab_of_the_repository_can_be_read_and_has_something_to_run() {
+        let labs = load_all(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/labs"))).unwrap();
+        assert!(labs.len() >= 6);
+        for lab in labs {
+            assert!(!lab.scenarios.is_empty() && !lab.about.is_empty(), "{}", lab.name);
+            assert_eq!(lab.file.file_stem().unwrap().to_string_lossy(), lab.name);
+            for skip in &lab.skips {
+                let known = lab.scenarios.iter().any(|file| file.ends_with(&skip.scenario));
+                assert!(known, "{}: no scenario {} to skip", lab.name, skip.scenario);
+            }
+        }
+    }
+
+    #[test]
+    fn what_nobody_knows_is_an_error_with_its_line() {
+        for (spec, wrong) in [
+            ("scenario: []", "lab.yaml:4: spec.scenario: unknown field"),
+            ("checks: [none]", "lab.yaml:4: spec.checks[0]: `none`: must be one of open-connection"),
+            ("scenarios: [nowhere]", "lab.yaml:4: spec.scenarios[0]: `nowhere`"),
+            ("segments: [{nodes: [a], mtu: 20}]", "must be between 1280 and 65535"),
+            ("agent: {flows: {a: b}}", "must be a number, true, false, a string, or a list of strings"),
+        ] {
+            let error = read(spec).unwrap_err().to_string();
+            assert!(error.contains(wrong), "{error}");
+        }
+    }
+
+    #[test]
+    fn settings_of_the_agent_are_written_as_toml() {
+        let lab =
+            read("agent: {flows: 2048, devices: [eth0, eth1], redirect-peer: false, socket: \"/run/x\"}").unwrap();
+        let lines = lab.topology.agent_settings();
+        for line in ["flows = 2048", r#"devices = ["eth0", "eth1"]"#, "redirect-peer = false", r#"socket = "/run/x""#] {
+            assert!(lines.lines().any(|found| found == line), "{lines}");
+        }
+        assert_eq!(lab.topology.flows().unwrap(), 2048);
+    }
+
+    #[test]
+    fn every_node_is_on_one_segment() {
+        let lab = read("segments: [{nodes: [node-1]}, {nodes: [node-2], mtu: 1400}]").unwrap();
+        let model = Model::empty(agent_core::Settings::default()).unwrap();
+        assert_eq!(lab.topology.segment_of(&model, "node-2").unwrap(), 1);
+        let lab = read("segments: [{nodes: [node-1]}]").unwrap();
+        assert!(lab.topology.segments(&model).unwrap_err().to_string().contains("node-2 is on 0 segments"));
+    }
 }

@@ -23,6 +23,9 @@ use agent_api::{Endpoint, Request};
 use agent_core::model::{Name, Node as NodeSpec, read_documents};
 use agent_core::{Model, Settings};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use datapath_abi::MapId;
+use datapath_kernel::KernelMap;
+use datapath_maps::MapSpec;
 
 use crate::manifest;
 use crate::node::NodeAgent;
@@ -415,6 +418,21 @@ impl World {
         for address in std::mem::take(&mut self.outside_has) {
             let length = if address.is_ipv4() { 32 } else { 128 };
             self.outside.ip(&format!("addr del {address}/{length} dev lo"))?;
+        }
+        Ok(())
+    }
+
+    /// No node remembers any flow: as after a start.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn forget_flows(&self) -> Result<()> {
+        for node in self.nodes.values() {
+            for map in [MapId::Ct4, MapId::Ct6] {
+                let spec = MapSpec { max_entries: self.topology.flows()?, ..MapSpec::of(map) };
+                let path = node.agent.bpffs().join(map.name());
+                KernelMap::open_pinned(spec, &path)?.retain(&mut |_, _| false)?;
+            }
         }
         Ok(())
     }

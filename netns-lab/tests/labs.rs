@@ -53,7 +53,7 @@ fn left_of(run: &str) -> BTreeSet<String> {
 
 /// A run of many scenarios that has ended the first of them.
 fn started() -> (Child, String) {
-    let mut child = command(&["run", LAB]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = command(&["run", SMALL]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut first = String::new();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     stdout.read_line(&mut first).unwrap();
@@ -127,7 +127,7 @@ fn whatever_ends_a_lab_nothing_is_left_of_it() {
     let (mut child, run) = started();
     child.kill().unwrap();
     child.wait().unwrap();
-    let (code, text) = output(&["run", LAB, "--only", "itself"]);
+    let (code, text) = output(&["run", "one-node"]);
     assert_eq!(code, Some(0), "{text}");
     assert_eq!(left_of(&run), BTreeSet::new());
 }
@@ -143,7 +143,7 @@ fn a_lab_that_is_left_standing_works_until_it_is_taken_down() {
     let left = left_of(&name);
     assert_eq!(left.iter().filter(|line| line.starts_with("weir-agent")).count(), 2, "{left:?}");
     // Others do not take it for something that crashed.
-    let (code, text) = output(&["run", LAB, "--only", "itself"]);
+    let (code, text) = output(&["run", "one-node"]);
     assert_eq!(code, Some(0), "{text}");
     assert_eq!(left_of(&name), left);
     let (code, text) = output(&["up", SMALL, "--name", &name]);

@@ -335,3 +335,86 @@ fn bound(
 fn in_use(error: &anyhow::Error) -> bool {
     error.downcast_ref::<rustix::io::Errno>() == Some(&rustix::io::Errno::ADDRINUSE)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drop_at(hook: &str, leg: usize) -> Seen {
+        let text = |text: &str| text.to_owned();
+        Seen::Dropped { leg, node: text("n"), hook: text(hook), reason: text("PolicyNoMatch"), at: text("ingress") }
+    }
+
+    #[test]
+    fn only_the_same_is_the_same() {
+        let all = [
+            Seen::Allowed,
+            drop_at("from_container", 0),
+            drop_at("from_overlay", 0),
+            drop_at("from_container", 1),
+            Seen::DroppedAndArrived,
+            Seen::Silent { arrived: false },
+            Seen::Silent { arrived: true },
+            Seen::Wrong("other bytes arrived".to_owned()),
+        ];
+        for (index, simulated) in all.iter().enumerate() {
+            for (other, seen) in all.iter().enumerate() {
+                assert_eq!(Simulated(simulated.clone()).is(seen), index == other, "{simulated} and {seen}");
+            }
+        }
+        let refused = Seen::Refused(io::ErrorKind::HostUnreachable);
+        assert!(Simulated(Seen::Silent { arrived: false }).is(&refused));
+        assert!(!Simulated(Seen::Allowed).is(&refused) && !Simulated(drop_at("from_host", 0)).is(&refused));
+    }
+
+    fn event(protocol: &str, source: (&str, u16), destination: (&str, u16)) -> Event {
+        let peer = |(address, port): (&str, u16)| agent_api::Peer {
+            address: address.to_owned(),
+            port,
+            identity: 0,
+            name: String::new(),
+        };
+        Event {
+            time_ns: 0,
+            kind: agent_api::EventKind::Drop,
+            hook: String::new(),
+            ifindex: 0,
+            direction: String::new(),
+            endpoint: 0,
+            protocol: protocol.to_owned(),
+            tcp_flags: String::new(),
+            len: 0,
+            source: peer(source),
+            destination: peer(destination),
+            state: String::new(),
+            outcome: String::new(),
+            text: String::new(),
+            rule: None,
+        }
+    }
+
+    #[test]
+    fn a_report_is_of_the_flow_whose_addresses_and_ports_it_has() {
+        let flow = Flow {
+            protocol: Protocol::Tcp(80),
+            source: "10.0.0.1:20000".parse().unwrap(),
+            destination: "10.0.0.2:80".parse().unwrap(),
+            tag: 1,
+        };
+        let (a, b) = ("10.0.0.1", "10.0.0.2");
+        assert_eq!(flow.find(&event("TCP", (a, 20_000), (b, 80))), Some(false));
+        assert_eq!(flow.find(&event("TCP", (b, 80), (a, 20_000))), Some(true));
+        for other in [
+            event("UDP", (a, 20_000), (b, 80)),
+            event("TCP", (a, 20_001), (b, 80)),
+            event("TCP", (a, 20_000), (b, 81)),
+            event("TCP", (b, 20_000), (a, 80)),
+            event("TCP", ("10.0.0.3", 20_000), (b, 80)),
+        ] {
+            assert_eq!(flow.find(&other), None, "{other:?}");
+        }
+        let echo = Flow { protocol: Protocol::Icmp(None), ..flow };
+        assert_eq!(echo.find(&event("ICMP", (a, 20_000), (b, 8))), Some(false));
+        assert_eq!(echo.find(&event("ICMP", (a, 20_001), (b, 8))), None);
+    }
+}
