@@ -8,6 +8,7 @@
 //! No policy is computed here: what should come out is the simulator's and the scenario's.
 #![deny(unsafe_code)]
 
+pub mod bench;
 pub mod capture;
 pub mod checks;
 pub mod command;
