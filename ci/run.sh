@@ -77,7 +77,14 @@ labs() {
     fi
 }
 
-all=(install fmt clippy tidy tests skips object matrix fuzz labs)
+# The agent's first start, killed at 100 moments; the next start heals it.
+kills() {
+    if [ "$(id -u)" = 0 ]; then
+        WEIR_KILLS=100 cargo test --locked -p agent --test nodes kills:: -- --show-output
+    fi
+}
+
+all=(install fmt clippy tidy tests skips object matrix fuzz labs kills)
 
 # --- running them -----------------------------------------------------------------------------------------------------
 

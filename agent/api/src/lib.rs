@@ -14,15 +14,18 @@
 #![warn(missing_docs)]
 
 mod event;
+mod filter;
 
 use serde::{Deserialize, Serialize};
 
 pub use event::{Event, EventKind, Line, Peer, Rule};
+pub use filter::Filter;
 
 /// Where the socket is unless the settings say otherwise.
 pub const SOCKET: &str = "/run/weir/agent.sock";
 
-/// What a client asks for. `endpoint` is a number, `NAMESPACE/NAME` or an address.
+/// What a client asks for. `endpoint` is a number, `NAMESPACE/NAME`, an address, or the
+/// name of the node's device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
@@ -69,14 +72,7 @@ pub enum Request {
     /// Counters, from the kernel's map: list of [`Counter`].
     Metrics {},
     /// Events as they happen: a [`Line`] each, without end.
-    Monitor {
-        /// Only these kinds; empty: all.
-        #[serde(default)]
-        kinds: Vec<EventKind>,
-        /// Only events from or to this pod.
-        #[serde(default)]
-        pod: Option<String>,
-    },
+    Monitor(Filter),
 }
 
 fn eth0() -> String {

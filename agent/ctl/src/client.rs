@@ -58,8 +58,15 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn connect(socket: &Path) -> Result<Self, Failed> {
-        let stream =
-            UnixStream::connect(socket).map_err(|error| Failed::Connect(format!("{}: {error}", socket.display())))?;
+        let stream = UnixStream::connect(socket).map_err(|error| {
+            let hints = [
+                (io::ErrorKind::NotFound, "; is weir-agent running on this node, with this `socket` in its settings?"),
+                (io::ErrorKind::ConnectionRefused, "; weir-agent has ended without cleaning up: start it again"),
+                (io::ErrorKind::PermissionDenied, "; only root may ask it"),
+            ];
+            let hint = hints.iter().find(|(kind, _)| *kind == error.kind()).map_or("", |(_, hint)| hint);
+            Failed::Connect(format!("{}: {error}{hint}", socket.display()))
+        })?;
         Ok(Self { reader: BufReader::new(stream) })
     }
 

@@ -8,8 +8,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use agent_api::{Address, Counter, Endpoint, Event, EventKind, Flow, Identity, Line, PolicyEntry, Request, Status};
-use clap::{Parser, Subcommand, ValueEnum};
+use agent_api::{
+    Address, Counter, Endpoint, Event, EventKind, Filter, Flow, Identity, Line, PolicyEntry, Request, Status,
+};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use client::{Client, Failed};
 use table::Table;
@@ -56,9 +58,26 @@ enum Command {
         /// Only these kinds.
         #[arg(long = "type", value_name = "KIND", value_delimiter = ',')]
         kinds: Vec<Kind>,
-        /// Only from or to this pod.
+        /// Only from or to this pod; `NS/`: any pod of a namespace.
         #[arg(long, value_name = "NS/NAME")]
         pod: Option<String>,
+        /// Only with these outcomes: drop reasons, `allowed`, or where a trace leads.
+        #[arg(long = "reason", value_name = "NAME", value_delimiter = ',')]
+        reasons: Vec<String>,
+        /// Only of these protocols.
+        #[arg(long = "protocol", value_name = "NAME", value_delimiter = ',')]
+        protocols: Vec<String>,
+        /// Only from or to these ports.
+        #[arg(long = "port", value_name = "NUMBER", value_delimiter = ',')]
+        ports: Vec<u16>,
+        /// Only in this direction, seen from the pod.
+        #[arg(long)]
+        direction: Option<Direction>,
+    },
+    /// Writes a script that completes `weir` in a shell: `source <(weir completions bash)`.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
     },
 }
 
@@ -74,7 +93,7 @@ enum EndpointCommand {
     List,
     /// One of them.
     Get {
-        /// Number, NAMESPACE/NAME or address.
+        /// Number, NAMESPACE/NAME, address, or the node's device.
         endpoint: String,
     },
     /// Connects a pod: makes its device and attaches the datapath.
@@ -94,7 +113,7 @@ enum EndpointCommand {
     },
     /// Disconnects a pod.
     Delete {
-        /// Number, NAMESPACE/NAME or address.
+        /// Number, NAMESPACE/NAME, address, or the node's device.
         endpoint: String,
     },
 }
@@ -103,7 +122,7 @@ enum EndpointCommand {
 enum PolicyCommand {
     /// Entries of one endpoint, with the rule that made each.
     Get {
-        /// Number, NAMESPACE/NAME or address.
+        /// Number, NAMESPACE/NAME, address, or the node's device.
         endpoint: String,
     },
 }
@@ -115,7 +134,19 @@ enum Kind {
     Verdict,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Direction {
+    Ingress,
+    Egress,
+}
+
 fn run(arguments: Arguments) -> Result<bool, Failed> {
+    if let Command::Completions { shell } = arguments.command {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut script);
+        io::stdout().write_all(&script)?;
+        return Ok(true);
+    }
     let mut client = Client::connect(&arguments.socket)?;
     let json = arguments.json;
     let mut out = io::stdout().lock();
@@ -177,13 +208,20 @@ fn run(arguments: Arguments) -> Result<bool, Failed> {
                 table.to_string()
             })?;
         }
-        Command::Monitor { kinds, pod } => {
+        // Done above, without an agent.
+        Command::Completions { .. } => {}
+        Command::Monitor { kinds, pod, reasons, protocols, ports, direction } => {
             let kinds = kinds.into_iter().map(|kind| match kind {
                 Kind::Drop => EventKind::Drop,
                 Kind::Trace => EventKind::Trace,
                 Kind::Verdict => EventKind::Verdict,
             });
-            let () = client.ask(&Request::Monitor { kinds: kinds.collect(), pod })?;
+            let direction = direction.map(|direction| match direction {
+                Direction::Ingress => "ingress".to_owned(),
+                Direction::Egress => "egress".to_owned(),
+            });
+            let filter = Filter { kinds: kinds.collect(), pod, reasons, protocols, ports, direction };
+            let () = client.ask(&Request::Monitor(filter))?;
             loop {
                 let line: Line = client.next()?;
                 show(&mut out, json, &line, |line| match line {
@@ -417,7 +455,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory as _;
         Arguments::command().debug_assert();
     }
 }

@@ -75,3 +75,49 @@ fn no_agent_is_1() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).starts_with("weir: no agent: /nonexistent: "), "{}", text(&output.stderr));
 }
+
+#[test]
+fn an_agent_that_is_down_is_said_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let weir = || Command::new(env!("CARGO_BIN_EXE_weir")).arg("--socket").arg(&socket).arg("status").output().unwrap();
+    let never = weir();
+    assert!(text(&never.stderr).contains("is weir-agent running on this node"), "{}", text(&never.stderr));
+    drop(UnixListener::bind(&socket).unwrap());
+    let killed = weir();
+    assert_eq!(killed.status.code(), Some(1));
+    assert!(text(&killed.stderr).contains("start it again"), "{}", text(&killed.stderr));
+}
+
+#[test]
+fn a_monitor_asks_for_what_it_was_told_and_shows_lines_as_they_come() {
+    let call = "monitor --type drop,verdict --pod shop/web --reason PolicyNoMatch --protocol tcp --port 80,443 \
+                --direction ingress";
+    let (asked, output) = weir(&call.split_whitespace().collect::<Vec<_>>(), "{\"ok\":null}\n{\"lost\":3}\n");
+    let expected = r#"{"request":"monitor","kinds":["drop","verdict"],"pod":"shop/web","reasons":["PolicyNoMatch"],"#;
+    let expected = expected.to_owned() + r#""protocols":["tcp"],"ports":[80,443],"direction":"ingress"}"#;
+    assert_eq!(asked.trim_end(), expected);
+    assert_eq!(text(&output.stdout), "(3 events were left out: this terminal is too slow)\n");
+    // The agent has hung up.
+    assert_eq!(output.status.code(), Some(1));
+    let (asked, _) = weir(&["monitor"], "{\"ok\":null}\n");
+    assert_eq!(asked.trim_end(), r#"{"request":"monitor"}"#);
+}
+
+#[test]
+fn a_call_that_is_wrong_is_2_without_an_agent() {
+    for wrong in [&["monitor", "--port", "70000"][..], &["monitor", "--direction", "up"], &["endpoint"], &["nonsense"]]
+    {
+        let output = Command::new(env!("CARGO_BIN_EXE_weir")).args(wrong).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
+fn shells_complete_it() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_weir")).args(["completions", shell]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text(&output.stdout).contains("ipcache"), "{shell}");
+    }
+}

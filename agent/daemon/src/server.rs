@@ -1,12 +1,12 @@
 //! The socket: requests in, answers out, and the one loop that does everything in turn.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::{Event, EventKind, Line, Refusal, Reply, Request};
+use agent_api::{Event, Filter, Line, Refusal, Reply, Request};
 use datapath_kernel::RingReader;
 use serde::Serialize;
 use tokio::io::unix::AsyncFd;
@@ -128,10 +128,15 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    // Of an earlier run: the lock of the state folder says that there is no other.
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
+    match std::fs::symlink_metadata(path) {
+        // Of an earlier run: the lock of the state folder says that there is no other.
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
+        Ok(_) => {
+            let what = format!("{}: is there and no socket", path.display());
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
     // Nobody else may connect in the moment before the permissions are set.
     let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
@@ -196,7 +201,7 @@ impl Agent {
             Request::IpcacheList {} => reply(self.ipcache()),
             Request::CtList {} => reply(self.flows()),
             Request::Metrics {} => reply(self.counters()),
-            Request::Monitor { .. } => reply(Ok(())),
+            Request::Monitor(filter) => reply(filter.check().map_err(Failure::input)),
         }
     }
 }
@@ -225,15 +230,14 @@ async fn client(
         };
         // Before the answer, so that nothing is missed after it.
         let mut receiver = events.subscribe();
-        let listen =
-            if let Request::Monitor { kinds, pod } = &request { Some((kinds.clone(), pod.clone())) } else { None };
+        let listen = if let Request::Monitor(filter) = &request { Some(filter.clone()) } else { None };
         let (answer, answered) = oneshot::channel();
         let stopped = |_| io::Error::from(io::ErrorKind::ConnectionAborted);
         requests.send((request, answer)).await.map_err(|_| io::Error::from(io::ErrorKind::ConnectionAborted))?;
         writer.write_all(answered.await.map_err(stopped)?.as_bytes()).await?;
-        if let Some((kinds, pod)) = listen {
+        if let Some(filter) = listen.filter(|filter| filter.check().is_ok()) {
             return tokio::select! {
-                result = stream_events(&mut writer, &mut receiver, &kinds, pod.as_deref()) => result,
+                result = stream_events(&mut writer, &mut receiver, &filter) => result,
                 // Whatever the client writes now, or its hanging up, is the end.
                 _ = reader.read_line(&mut text) => Ok(()),
             };
@@ -244,16 +248,11 @@ async fn client(
 async fn stream_events(
     writer: &mut OwnedWriteHalf,
     receiver: &mut broadcast::Receiver<Arc<Event>>,
-    kinds: &[EventKind],
-    pod: Option<&str>,
+    filter: &Filter,
 ) -> io::Result<()> {
     loop {
-        let wanted = |event: &Event| {
-            (kinds.is_empty() || kinds.contains(&event.kind))
-                && pod.is_none_or(|pod| event.source.name == pod || event.destination.name == pod)
-        };
         let next = match receiver.recv().await {
-            Ok(event) if wanted(&event) => Line::Event(Box::new((*event).clone())),
+            Ok(event) if filter.wants(&event) => Line::Event(Box::new((*event).clone())),
             Ok(_) => continue,
             Err(broadcast::error::RecvError::Lagged(lost)) => Line::Lost(lost),
             Err(broadcast::error::RecvError::Closed) => return Ok(()),

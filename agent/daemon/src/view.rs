@@ -39,7 +39,7 @@ impl Agent {
         self.datapath.as_ref().ok_or_else(|| Failure::input("there are no maps yet: the objects have not been read"))
     }
 
-    /// The number of an endpoint that is named by number, pod or address.
+    /// The number of an endpoint that is named by number, pod, address or device.
     ///
     /// # Errors
     /// When there is none.
@@ -48,9 +48,14 @@ impl Agent {
         let number: Option<u16> = text.parse().ok();
         let endpoints = &self.state.get().endpoints;
         let found = endpoints.iter().find(|(id, saved)| {
-            number == Some(**id) || saved.pod == text || address.is_some_and(|own| saved.addresses.contains(&own))
+            number == Some(**id)
+                || saved.pod == text
+                || saved.device == text
+                || address.is_some_and(|own| saved.addresses.contains(&own))
         });
-        found.map(|(id, _)| *id).ok_or_else(|| Failure::input(format!("no endpoint `{text}`")))
+        found.map(|(id, _)| *id).ok_or_else(|| Failure::input(format!(
+            "no endpoint `{text}`: it is named by number, NAMESPACE/NAME, address or the node's device (`weir endpoint list`)"
+        )))
     }
 
     pub(crate) fn pod_of(&self, endpoint: u16) -> Option<Name> {

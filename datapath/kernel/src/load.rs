@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use datapath_maps::{MapKind, MapSpec, UpdateMode, map_flags};
 
@@ -132,6 +133,36 @@ fn load_one(
     })
 }
 
+/// Loads programs on every processor: nearly all the time is the verifier's, and it takes no lock for a privileged caller.
+/// The longest programs come first. The error is that of the first program that has one.
+fn load_all(linked: &[LinkedProgram], license: &CStr, btf: Option<&OwnedFd>) -> Result<Vec<Program>, KernelError> {
+    let mut order: Vec<&LinkedProgram> = linked.iter().collect();
+    order.sort_by_key(|program| std::cmp::Reverse(program.insns.len()));
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        while let Some((at, program)) = {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            order.get(at).map(|program| (at, *program))
+        } {
+            done.push((at, load_one(program, license, btf, None)));
+        }
+        done
+    };
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(order.len());
+    let mut all = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+        let mut all = work();
+        for other in others {
+            let lost = |_| KernelError::System { step: "thread that loads programs", errno: sys::EINVAL };
+            all.extend(other.join().map_err(lost)?);
+        }
+        Ok::<_, KernelError>(all)
+    })?;
+    all.sort_by_key(|(at, _)| *at);
+    all.into_iter().map(|(_, loaded)| loaded).collect()
+}
+
 impl Loaded {
     /// Creates the maps and loads every program as a classifier.
     ///
@@ -199,11 +230,12 @@ impl Loaded {
         instrumented: bool,
     ) -> Result<Self, KernelError> {
         let probe = instrumented.then(Probe::create).transpose()?;
-        let mut programs = BTreeMap::new();
-        for linked in linked {
-            let program = load_one(linked, license, btf.as_ref(), probe.as_ref())?;
-            programs.insert(linked.name.clone(), program);
-        }
+        let programs = match &probe {
+            Some(probe) => linked.iter().map(|one| load_one(one, license, btf.as_ref(), Some(probe))).collect(),
+            None => load_all(linked, license, btf.as_ref()),
+        };
+        let programs: Result<Vec<Program>, KernelError> = programs;
+        let programs = programs?.into_iter().map(|program| (program.name().to_owned(), program)).collect();
         Ok(Self { maps, programs, probe, has_btf: btf.is_some() })
     }
 

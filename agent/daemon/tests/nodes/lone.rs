@@ -1,8 +1,6 @@
 //! One node with two pods.
 
-use std::time::Duration;
-
-use crate::support::{DENY, Lab, NODE, Namespace, Node, echo, lab, pause, pod, run, skipped};
+use crate::support::{DENY, Lab, echo, lab, run, skipped};
 use serde_json::json;
 
 #[test]
@@ -134,48 +132,6 @@ fn a_pair_that_is_given_is_used_and_stays() {
     let status = node.ask(r#"{"request":"status"}"#);
     assert!(!status["ok"]["attached"].to_string().contains("theirs"), "{status}");
     node.namespace.inside(|| run("ip", &["link", "show", "theirs"]));
-}
-
-/// Moments are chosen by a seed: `WEIR_SEED`, as many as `WEIR_KILLS` says.
-#[test]
-fn a_first_start_that_is_killed_at_any_moment_is_healed_by_the_next() {
-    if skipped() {
-        return;
-    }
-    let number = |name: &str, otherwise: u32| std::env::var(name).map_or(otherwise, |text| text.parse().unwrap());
-    let (mut seed, kills) = (number("WEIR_SEED", std::process::id()), number("WEIR_KILLS", 5));
-    println!("WEIR_SEED={seed}");
-    let prefix = format!("weir-te-{}", std::process::id());
-    let (a, b) = (Namespace::new(format!("{prefix}-a")), Namespace::new(format!("{prefix}-b")));
-    for round in 0..kills {
-        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let moment = Duration::from_millis(u64::from(seed >> 16) % 1200);
-        println!("round {round}: killed after {moment:?}");
-        let mut node = Node::new(&prefix);
-        node.write("cluster.yaml", &[NODE, &pod("a", 5), &pod("b", 6)].concat());
-        node.spawn();
-        std::thread::scope(|scope| {
-            let adding = scope.spawn(|| {
-                for _ in 0..200 {
-                    if node.try_to_add("x/a", &a).and_then(|()| node.try_to_add("x/b", &b)).is_ok() {
-                        break;
-                    }
-                    pause(Duration::from_millis(5));
-                }
-            });
-            pause(moment);
-            let id = node.id().to_string();
-            run("kill", &["-KILL", &id]);
-            adding.join().unwrap();
-        });
-        node.kill();
-        node.start();
-        node.add("x/a", &a);
-        node.add("x/b", &b);
-        echo(&mut a.reach(&b.listen("10.244.1.6:80")));
-        let status = node.ask(r#"{"request":"status"}"#);
-        assert_eq!((&status["ok"]["healthy"], &status["ok"]["endpoints"]), (&json!(true), &json!([2, 2])), "{status}");
-    }
 }
 
 #[test]

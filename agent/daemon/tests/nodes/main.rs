@@ -3,7 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "test code: helpers outside #[test] functions")]
 
 mod attach;
+mod cli;
+mod failures;
 mod heal;
+mod kills;
 mod lone;
+mod privileges;
+mod restart;
 mod routing;
 mod support;

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use crate::support::{Namespace, Node, echo, run, skipped};
 use serde_json::json;
 
-const POLICY: &str = "
+/// Only `x/a` may reach `x/b`.
+pub const POLICY: &str = "
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: from-a, namespace: x}

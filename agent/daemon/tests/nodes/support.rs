@@ -14,7 +14,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 /// How long a connection that is dropped is waited for.
 const DROPPED: Duration = Duration::from_millis(400);
 /// How long one that is allowed may take: the first IPv6 packet of a device waits up to a second.
-const ALLOWED: Duration = Duration::from_secs(5);
+pub const ALLOWED: Duration = Duration::from_secs(5);
 
 /// Prints the skip line where there is no root.
 pub fn skipped() -> bool {
@@ -268,7 +268,12 @@ impl Node {
 
     /// Starts the agent.
     pub fn spawn(&mut self) {
-        let mut child = self.command().stderr(Stdio::piped()).spawn().unwrap();
+        self.run(self.command());
+    }
+
+    /// Starts the agent by this command.
+    pub fn run(&mut self, mut command: Command) {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         self.agent = Some((child, stderr));
     }
@@ -323,6 +328,20 @@ impl Node {
         writeln!(stream, "{{\"request\":\"endpoint-add\",\"pod\":\"{pod}\",\"netns\":\"{path}\"}}")
     }
 
+    /// Whether the agent says that both pods are connected.
+    pub fn answers(&self) -> bool {
+        let connected = || {
+            let mut stream = UnixStream::connect(self.folder.path().join("socket")).ok()?;
+            stream.set_read_timeout(Some(ALLOWED)).ok()?;
+            writeln!(stream, r#"{{"request":"status"}}"#).ok()?;
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).ok()?;
+            let status: serde_json::Value = serde_json::from_str(&line).ok()?;
+            Some(status["ok"]["endpoints"] == serde_json::json!([2, 2]))
+        };
+        connected().unwrap_or(false)
+    }
+
     pub fn client(&self) -> Client {
         let stream = UnixStream::connect(self.folder.path().join("socket")).unwrap();
         stream.set_read_timeout(Some(ALLOWED)).unwrap();
@@ -354,7 +373,7 @@ impl Drop for Node {
         if self.agent.is_some() {
             self.kill();
         }
-        let _ = self.command().arg("--cleanup").status();
+        let _ = self.command().arg("--cleanup").stderr(Stdio::null()).status();
     }
 }
 

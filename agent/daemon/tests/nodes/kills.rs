@@ -1,0 +1,83 @@
+//! First starts that are killed at any moment, and healed by the next.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::{NODE, Namespace, Node, echo, pause, pod, run, skipped};
+
+/// Nodes at once: a start waits for the disk as well.
+const AT_ONCE: u32 = 4;
+
+/// Starts, connects both pods as soon as the agent answers, and kills it after this time; returns when everything was
+/// there, if it came to that.
+fn start_and_kill(node: &mut Node, [a, b]: [&Namespace; 2], moment: Duration) -> Option<Duration> {
+    let began = Instant::now();
+    node.spawn();
+    let node: &Node = node;
+    std::thread::scope(|scope| {
+        let adding = scope.spawn(move || {
+            while began.elapsed() < moment {
+                let added = node.try_to_add("x/a", a).and_then(|()| node.try_to_add("x/b", b));
+                if added.is_ok_and(|()| node.answers()) {
+                    return Some(began.elapsed());
+                }
+                pause(Duration::from_millis(2));
+            }
+            None
+        });
+        pause(moment);
+        run("kill", &["-KILL", &node.id().to_string()]);
+        adding.join().unwrap()
+    })
+}
+
+/// Moments are chosen by a seed: `WEIR_SEED`, as many as `WEIR_KILLS` says.
+#[test]
+fn a_first_start_that_is_killed_at_any_moment_is_healed_by_the_next() {
+    if skipped() {
+        return;
+    }
+    let number = |name: &str, otherwise: u32| std::env::var(name).map_or(otherwise, |text| text.parse().unwrap());
+    let (seed, kills) = (number("WEIR_SEED", std::process::id()), number("WEIR_KILLS", 8));
+    println!("WEIR_SEED={seed} WEIR_KILLS={kills}");
+    let next = AtomicU32::new(0);
+    let worker = |worker: u32| {
+        let prefix = format!("weir-k{worker}-{}", std::process::id());
+        let [a, b] = ["a", "b"].map(|pod| Namespace::new(format!("{prefix}-{pod}")));
+        let fresh = || {
+            let node = Node::new(&prefix);
+            node.write("cluster.yaml", &[NODE, &pod("a", 5), &pod("b", 6)].concat());
+            node
+        };
+        // How long it takes here and now, beside the others.
+        let mut length = Duration::from_secs(2);
+        while let Some(round) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|round| *round < kills) {
+            let mut hash = u64::from(seed) << 32 | u64::from(round);
+            for _ in 0..3 {
+                hash = (hash ^ hash >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            }
+            // Up to a fifth longer than a start takes.
+            let moment = length.mul_f64(f64::from(u32::try_from(hash >> 32).unwrap()) / f64::from(u32::MAX) * 1.2);
+            let mut node = fresh();
+            let complete = start_and_kill(&mut node, [&a, &b], moment);
+            println!("round {round}: killed after {moment:?} of {length:?}, complete after {complete:?}");
+            node.kill();
+            let began = Instant::now();
+            node.start();
+            node.add("x/a", &a);
+            node.add("x/b", &b);
+            length = complete.unwrap_or(began.elapsed());
+            echo(&mut a.reach(&b.listen("10.244.1.6:80")));
+            let status = node.ask(r#"{"request":"status"}"#);
+            let (healthy, endpoints) = (&status["ok"]["healthy"], &status["ok"]["endpoints"]);
+            assert_eq!((healthy, endpoints), (&json!(true), &json!([2, 2])), "round {round}: {status}");
+        }
+    };
+    std::thread::scope(|scope| {
+        for number in 0..AT_ONCE {
+            scope.spawn(move || worker(number));
+        }
+    });
+}
