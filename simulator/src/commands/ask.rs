@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::io::IsTerminal as _;
 
-use agent_core::Model;
 use agent_core::model::PortSelector;
 use agent_core::model::cilium::CiliumPort;
+use agent_core::{Compiled, IdentityAllocator, Model};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Failure;
@@ -29,6 +29,14 @@ pub fn ask(question: Question<'_>, title: &'static str) -> Result<Answer, Failur
     let answer = question.ask(&|cells| bar.inc(u64::try_from(cells).unwrap_or(0)))?;
     bar.finish_and_clear();
     Ok(answer)
+}
+
+/// The policies of a model, by the numbers that its clusters use.
+///
+/// # Errors
+/// When identities are used up.
+pub fn compile(model: &Model) -> Result<Compiled, Failure> {
+    Compiled::new(model, &mut IdentityAllocator::default()).map_err(|error| Failure::Input(error.to_string()))
 }
 
 fn progress(probes: usize, title: &'static str) -> ProgressBar {

@@ -6,10 +6,10 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use agent_core::{Compiled, IdentityAllocator, Model};
+use agent_core::Model;
 use serde::Serialize;
 
-use super::ask::{ask, once, ports_of_policies};
+use super::ask::{ask, compile, once, ports_of_policies};
 use super::{Failure, files, parse_port};
 use crate::cluster::explain::By;
 use crate::cluster::matrix::{Question, declared_ports, endpoints};
@@ -152,10 +152,6 @@ fn read_list(path: &Path) -> Result<Vec<Expected>, Failure> {
         let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
         Failure::Input(lines.join("\n"))
     })
-}
-
-fn compile(model: &Model) -> Result<Compiled, Failure> {
-    Compiled::new(model, &mut IdentityAllocator::default()).map_err(|error| Failure::Input(error.to_string()))
 }
 
 /// What pods declare and policies name, in either version; by number.

@@ -1,19 +1,20 @@
 //! `weir-sim matrix`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use agent_core::Model;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::ask::{ask, once};
+use super::ask::{ask, compile, once};
 use super::{Failure, files, parse_port};
 use crate::cluster::matrix::{Answer, Cell, Matrix, Question, declared_ports, endpoints, of};
 use crate::cluster::{EngineKind, Family, Options, Party, Protocol};
+use crate::report::{Book, page};
 
 /// What `--help` says at its end.
 const NOTES: &str = "Workloads become pods NAME-0, NAME-1, ...; without Node objects there are two nodes; missing \
@@ -35,6 +36,12 @@ pub struct Args {
     /// Print JSON: endpoints, and per port one string for each sender (1 allow, 0 deny, . not asked).
     #[arg(long)]
     json: bool,
+    /// Also write a page for people: a heat map with the rule behind every verdict. It needs no network.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Compare with this earlier output of --json; exit code 1 if a verdict differs.
+    #[arg(long, value_name = "FILE")]
+    expect: Option<PathBuf>,
     /// What runs the bytecode.
     #[arg(long, value_enum, default_value_t)]
     engine: EngineKind,
@@ -54,7 +61,14 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         return Err(Failure::Input("no pod declares a port; say which to ask for: --port 80/TCP".to_owned()));
     }
     let (ports, parties) = (once(ports), endpoints(&model));
-    let options = Options { engine: args.engine, seed: args.seed, pcap: args.pcap.clone(), ..Options::default() };
+    let options = Options {
+        engine: args.engine,
+        seed: args.seed,
+        verdicts: args.html.is_some(),
+        pcap: args.pcap.clone(),
+        ..Options::default()
+    };
+    let expected = args.expect.as_deref().map(read_expected).transpose()?;
     let question = Question {
         model: &model,
         options: &options,
@@ -64,7 +78,18 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         threads: 1,
     };
     let answer = ask(question, "")?;
+    if let Some(path) = &args.html {
+        let compiled = compile(&model)?;
+        let book = Book::new(&compiled, model.nodes().iter().map(|node| node.name.as_str()), &parties);
+        let page = page::write(&answer.matrix, &book).map_err(|error| Failure::Output(error.into()))?;
+        std::fs::write(path, page).map_err(|error| Failure::Input(format!("{}: {error}", path.display())))?;
+    }
     let mut out = std::io::stdout().lock();
+    if let Some(expected) = expected {
+        let differences = differences(&expected, &json(&answer.matrix));
+        differences.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+        return Ok(if differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     if args.json {
         writeln!(out, "{}", super::to_json(&json(&answer.matrix))?)?;
     } else {
@@ -74,13 +99,15 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
 }
 
 /// The contract's JSON.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Json {
     endpoints: Vec<String>,
     tables: Vec<TableJson>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct TableJson {
     port: String,
     rows: Vec<String>,
@@ -96,6 +123,47 @@ fn json(matrix: &Matrix) -> Json {
             .map(|table| TableJson { port: table.port.to_string(), rows: table.rows.iter().map(row).collect() })
             .collect(),
     }
+}
+
+fn read_expected(path: &Path) -> Result<Json, Failure> {
+    let name = files::shown(path);
+    let text = std::fs::read_to_string(path).map_err(|error| Failure::Input(format!("{name}: {error}")))?;
+    serde_json::from_str(&text)
+        .map_err(|error| Failure::Input(format!("{name}: not what `weir-sim matrix --json` prints: {error}")))
+}
+
+/// Every verdict that is not as expected, and what only one side has.
+fn differences(expected: &Json, got: &Json) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (this, other, word) in [(expected, got, "missing"), (got, expected, "not expected")] {
+        let names = this.endpoints.iter().filter(|name| !other.endpoints.contains(name));
+        lines.extend(names.map(|name| format!("endpoint {name}: {word}")));
+        let has = |port: &str| other.tables.iter().any(|table| table.port == port);
+        lines.extend(
+            this.tables.iter().filter(|table| !has(&table.port)).map(|table| format!("port {}: {word}", table.port)),
+        );
+    }
+    let places: BTreeMap<&str, usize> = expected.endpoints.iter().map(String::as_str).zip(0..).collect();
+    let verdict = |cell: Option<char>| match cell {
+        Some('1') => "allow",
+        Some('0') => "deny",
+        Some(_) | None => "not asked",
+    };
+    for table in &got.tables {
+        let Some(old) = expected.tables.iter().find(|old| old.port == table.port) else { continue };
+        for (from, row) in got.endpoints.iter().zip(&table.rows) {
+            let old_row = places.get(from.as_str()).and_then(|place| old.rows.get(*place));
+            let Some(old_row) = old_row.map(|row| row.chars().collect::<Vec<char>>()) else { continue };
+            for (to, cell) in got.endpoints.iter().zip(row.chars()) {
+                let Some(was) = places.get(to.as_str()).map(|place| old_row.get(*place).copied()) else { continue };
+                if was != Some(cell) {
+                    let (was, is) = (verdict(was), verdict(Some(cell)));
+                    lines.push(format!("{from} → {to} {}: expected {was}, got {is}", table.port));
+                }
+            }
+        }
+    }
+    lines
 }
 
 fn text(model: &Model, answer: &Answer, declared: bool, taken: Duration) -> String {

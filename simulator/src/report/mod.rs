@@ -8,6 +8,7 @@ pub mod diff;
 pub mod junit;
 pub mod markdown;
 pub mod names;
+pub mod page;
 
 use std::collections::BTreeMap;
 use std::fmt;
