@@ -28,7 +28,7 @@ struct Cli {
     /// Every probe on a line of its own.
     #[arg(long, short, global = true)]
     verbose: bool,
-    /// One line of JSON for each lab (`list`) or scenario (`run`).
+    /// One line of JSON for each lab, and for each scenario that was run.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -223,6 +223,39 @@ struct Line<'a> {
     millis: u128,
 }
 
+/// One lab; its scenarios follow.
+#[derive(Serialize)]
+struct Summary<'a> {
+    lab: &'a str,
+    scenarios: usize,
+    probes: u64,
+    differences: usize,
+    errors: usize,
+    not_run: usize,
+    /// The slowest of its worlds.
+    up_millis: u128,
+    millis: u128,
+    /// The largest of its agents.
+    agent_bytes: u64,
+}
+
+impl<'a> Summary<'a> {
+    fn new(report: &'a LabReport) -> Self {
+        let ran = || report.finished.iter().filter(|one| one.skipped.is_none());
+        Self {
+            lab: &report.name,
+            scenarios: ran().count(),
+            probes: ran().map(|one| one.probes).sum(),
+            differences: ran().map(|one| one.differences.len()).sum(),
+            errors: ran().filter(|one| one.error.is_some()).count(),
+            not_run: report.finished.len() - ran().count(),
+            up_millis: report.up.iter().max().map_or(0, Duration::as_millis),
+            millis: report.took.as_millis(),
+            agent_bytes: report.resident,
+        }
+    }
+}
+
 fn run(cli: &Cli, labs: &[Lab], how: &How) -> Result<ExitCode> {
     if let Some(why) = obstacle() {
         bail!("{why}");
@@ -245,6 +278,7 @@ fn run(cli: &Cli, labs: &[Lab], how: &How) -> Result<ExitCode> {
         });
         bar.finish_and_clear();
         if cli.json {
+            println!("{}", serde_json::to_string(&Summary::new(&report))?);
             for finished in &report.finished {
                 let line = Line {
                     lab: &lab.name,
@@ -309,19 +343,18 @@ fn table(reports: &[LabReport], took: Duration) -> String {
         "lab", "scenarios", "probes", "differences", "errors", "up", "time", "agent"
     );
     for report in reports {
-        let ran = report.finished.iter().filter(|one| one.skipped.is_none());
+        let sum = Summary::new(report);
         let up = report.up.iter().max().map_or("-".to_owned(), |up| format!("{:.2} s", up.as_secs_f32()));
         let _ = writeln!(
             text,
-            "{:<14} {:>9} {:>7} {:>11} {:>6} {:>8} {:>6.1} s {:>5.1} MiB",
-            report.name,
-            ran.clone().count(),
-            ran.clone().map(|one| one.probes).sum::<u64>(),
-            ran.clone().map(|one| one.differences.len()).sum::<usize>(),
-            ran.filter(|one| one.error.is_some()).count(),
-            up,
+            "{:<14} {:>9} {:>7} {:>11} {:>6} {up:>8} {:>6.1} s {:>5.1} MiB",
+            sum.lab,
+            sum.scenarios,
+            sum.probes,
+            sum.differences,
+            sum.errors,
             report.took.as_secs_f32(),
-            f64::from(u32::try_from(report.resident / 1024).unwrap_or(u32::MAX)) / 1024.0,
+            f64::from(u32::try_from(sum.agent_bytes / 1024).unwrap_or(u32::MAX)) / 1024.0,
         );
     }
     let skipped = |report: &LabReport| {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use agent_core::input::Report as InputReport;
 use agent_core::model::{Object, read_documents};
 use agent_core::{InputErrors, Model, Settings, yaml};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use simulator::cluster::matrix::{declared_ports, endpoints};
 use simulator::cluster::probe::Place as SimPlace;
 use simulator::cluster::scenario::{Action, Config, Done, Probed, Runner, Scenario, StepDone, load};
@@ -309,6 +309,15 @@ impl<'a> Session<'a> {
                 }
             }
         }
+        self.contradictions(finished)
+    }
+
+    /// What got through and was reported as dropped all the same.
+    fn contradictions(&mut self, finished: &mut Finished) -> Result<()> {
+        let world = self.world.as_ref().context("no world")?;
+        finished.differences.extend(self.prober.finish(world.watch())?);
+        let lost = world.watch().lost();
+        ensure!(lost == 0, "{lost} reports of agents were lost: the lab is too slow for its own probes");
         Ok(())
     }
 
@@ -350,7 +359,7 @@ impl<'a> Session<'a> {
                 note(finished, &line, simulated.is(&seen), 1);
             }
         }
-        Ok(())
+        self.contradictions(finished)
     }
 }
 

@@ -14,7 +14,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use agent_api::{EventKind, Line, Reply, Request, Status};
+use agent_api::{EventKind, Filter, Line, Reply, Request, Status};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -199,16 +199,22 @@ impl NodeAgent {
         Ok(())
     }
 
-    /// Waits until the agent has said that its maps are as the objects say, since it was last waited for, and listens to
-    /// its events from then on.
+    /// Waits until the agent has read so many objects, and has said since it was last waited for that its maps are as they
+    /// say; listens to its events from then on.
     ///
     /// # Errors
     /// What it says is wrong, or its end.
-    pub fn wait_settled(&self) -> Result<()> {
+    pub fn wait_settled(&self, objects: usize) -> Result<()> {
         let mut process = guard(&self.process);
         let process = process.as_mut().with_context(|| format!("{}: its agent does not run", self.node))?;
-        self.wait_line(process)?;
-        self.watch.listen(&self.node, &self.socket())
+        loop {
+            self.wait_line(process)?;
+            // It does one thing after the other: what it has read when it answers, it has put into the maps.
+            let status = self.status()?;
+            if status.source.objects == objects && status.source.error.is_none() {
+                return self.watch.listen(&self.node, &self.socket());
+            }
+        }
     }
 
     fn wait_line(&self, process: &mut Process) -> Result<()> {
@@ -291,7 +297,7 @@ impl NodeAgent {
     /// # Errors
     /// As [`Self::ask`].
     pub fn monitor(&self, kinds: &[EventKind]) -> Result<impl Iterator<Item = Line> + use<>> {
-        let mut stream = self.send(&Request::Monitor { kinds: kinds.to_vec(), pod: None })?;
+        let mut stream = self.send(&Request::Monitor(Filter { kinds: kinds.to_vec(), ..Filter::default() }))?;
         let mut answer = String::new();
         stream.read_line(&mut answer)?;
         stream.get_ref().set_read_timeout(None)?;

@@ -13,8 +13,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -32,6 +33,8 @@ const BPFFS: &str = "/sys/fs/bpf";
 static LIVE: Mutex<Vec<Arc<Folder>>> = Mutex::new(Vec::new());
 /// Held for reading while something is made, for writing by a signal: nothing is made after it was cleared away.
 static MAKING: RwLock<()> = RwLock::new(());
+/// How long an agent may take to end: the verifier does not stop at once.
+const ENDING: Duration = Duration::from_secs(60);
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// The folder of a run.
@@ -235,7 +238,7 @@ fn end_agents(configs: &BTreeSet<String>) -> Result<()> {
         }
     }
     for process in &ending {
-        crate::poll::readable(process, crate::probe::PATIENCE)?;
+        ensure!(crate::poll::readable(process, ENDING)?, "an agent does not end after SIGKILL");
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use agent_api::{Event, EventKind, Line, Request};
+use agent_api::{Event, EventKind, Filter, Line, Request};
 use anyhow::{Context as _, Result};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -61,7 +61,7 @@ impl Watch {
             return Ok(());
         }
         let mut stream = UnixStream::connect(socket).with_context(|| format!("{node}: its agent's socket"))?;
-        let request = Request::Monitor { kinds: vec![EventKind::Drop], pod: None };
+        let request = Request::Monitor(Filter { kinds: vec![EventKind::Drop], ..Filter::default() });
         stream.write_all(format!("{}\n", serde_json::to_string(&request)?).as_bytes())?;
         let mut reader = BufReader::new(stream);
         // Its answer: from here on nothing is missed.
@@ -103,6 +103,16 @@ impl Watch {
         // First the signal: what comes between is heard the next time.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         std::mem::take(&mut self.heard().drops)
+    }
+
+    /// Takes what was heard of something; the rest stays.
+    #[must_use]
+    pub fn take_of(&self, mut wanted: impl FnMut(&Dropped) -> bool) -> Vec<Dropped> {
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        let mut heard = self.heard();
+        let (of_it, rest) = std::mem::take(&mut heard.drops).into_iter().partition(|drop| wanted(drop));
+        heard.drops = rest;
+        of_it
     }
 
     /// Events that agents could not keep for this listener.

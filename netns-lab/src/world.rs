@@ -38,6 +38,9 @@ use crate::watch::Watch;
 const GATEWAY4: &str = "169.254.77.1";
 const GATEWAY6: &str = "fe80::1";
 
+/// An object that means nothing.
+const MARK: &str = "\n---\n{apiVersion: storage.k8s.io/v1, kind: StorageClass, metadata: {name: weir-lab-mark}}\n";
+
 /// A node: its namespace and its agent.
 #[derive(Debug)]
 struct Node {
@@ -66,6 +69,8 @@ pub struct World {
     switch: Place,
     watch: Arc<Watch>,
     generation: u64,
+    /// Objects that the agents have.
+    objects: usize,
     /// Dropped last: it removes everything.
     run: Run,
 }
@@ -102,6 +107,7 @@ impl World {
             switch,
             watch,
             generation: 0,
+            objects: 0,
             run,
         };
         world.make_segments(model)?;
@@ -113,7 +119,7 @@ impl World {
             let agent = NodeAgent::prepare(&world.run, &spec.name, &settings, &world.watch)?;
             world.nodes.insert(spec.name.clone(), Node { agent, place, spec: spec.clone() });
         }
-        let text = world.numbered(text);
+        let text = world.numbered(model, text);
         for node in world.nodes.values() {
             node.agent.write_objects(&text)?;
             node.agent.spawn(&world.run, &node.place)?;
@@ -121,7 +127,7 @@ impl World {
         // While the verifier is at work.
         let places = world.make_pod_places(model)?;
         for node in world.nodes.values() {
-            node.agent.wait_settled().with_context(|| node.agent.last_words())?;
+            node.agent.wait_settled(world.objects).with_context(|| node.agent.last_words())?;
         }
         world.connect(model, places)?;
         Ok(world)
@@ -147,12 +153,12 @@ impl World {
     /// As [`Self::apply`].
     pub fn change(&mut self, model: &Model, text: &str) -> Result<()> {
         ensure!(self.has_nodes(model), "a world has the nodes that it was built with");
-        let text = self.numbered(text);
+        let text = self.numbered(model, text);
         for node in self.nodes.values() {
             node.agent.write_objects(&text)?;
         }
         for node in self.nodes.values() {
-            node.agent.wait_settled()?;
+            node.agent.wait_settled(self.objects)?;
         }
         let stays = |name: &Name, pod: &Pod| {
             let wanted = model.pods().get(name).filter(|wanted| !wanted.host_network);
@@ -185,10 +191,14 @@ impl World {
         model.nodes().len() == self.nodes.len() && model.nodes().iter().all(same)
     }
 
-    /// Every file is another one, so that agents read it, and read it once.
-    fn numbered(&mut self, text: &str) -> String {
+    /// Every file is another one, with another number of objects than the one before: agents read it, read it once, and
+    /// can be asked whether they have.
+    fn numbered(&mut self, model: &Model, text: &str) -> String {
         self.generation += 1;
-        format!("# Objects of this lab, number {}\n{text}", self.generation)
+        let own = model.objects().len();
+        let more = if own == self.objects { MARK } else { "" };
+        self.objects = own + usize::from(!more.is_empty());
+        format!("# Objects of this lab, number {}\n{text}{more}", self.generation)
     }
 
     /// A bridge for each segment, and the outside's device on it.
@@ -368,7 +378,7 @@ impl World {
     pub fn start_agent(&self, node: &str) -> Result<()> {
         let node = self.node_of(node)?;
         node.agent.spawn(&self.run, &node.place)?;
-        node.agent.wait_settled()
+        node.agent.wait_settled(self.objects)
     }
 
     /// Names of the nodes.

@@ -78,8 +78,11 @@ fn the_kernel_answers_as_the_simulator() {
     let (code, text) = output(&["--json", "run", LAB, "--only", "default-deny"]);
     assert_eq!(code, Some(0), "{text}");
     let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(lines.len(), 2, "{text}");
-    assert!(lines.iter().all(|line| line["probes"].as_u64().unwrap() > 5), "{text}");
+    let [lab, scenarios @ ..] = lines.as_slice() else { panic!("{text}") };
+    assert!(lab["scenarios"] == 2 && lab["differences"] == 0 && lab["not_run"] == 0, "{text}");
+    assert!(lab["agent_bytes"].as_u64().unwrap() > 1 << 20 && lab["up_millis"].as_u64().unwrap() > 0, "{text}");
+    assert_eq!(scenarios.len(), 2, "{text}");
+    assert!(scenarios.iter().all(|line| line["probes"].as_u64().unwrap() > 5), "{text}");
 }
 
 #[test]

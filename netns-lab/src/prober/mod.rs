@@ -31,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(700);
 /// After so long without anything a request that its protocol does not repeat is sent again, once.
 const AGAIN: Duration = Duration::from_millis(1200);
+/// How long reports may be on their way.
+const REPORTS: Duration = Duration::from_millis(25);
 /// Source ports of probes that ask for none: below those that kernels choose.
 const PORTS: std::ops::Range<u16> = 20_000..32_768;
 
@@ -136,11 +138,14 @@ pub struct Ask<'a> {
 pub struct Prober {
     next_port: u16,
     tag: u32,
+    /// Flows that got through, and that nobody may say later to have dropped.
+    allowed: Vec<Flow>,
+    contradictions: Vec<String>,
 }
 
 impl Default for Prober {
     fn default() -> Self {
-        Self { next_port: PORTS.start, tag: 0x5eed_0001 }
+        Self { next_port: PORTS.start, tag: 0x5eed_0001, allowed: Vec::new(), contradictions: Vec::new() }
     }
 }
 
@@ -194,13 +199,50 @@ impl Prober {
             tag: self.tag | 1,
         };
         // What was heard before is of other flows.
-        let _ = watch.take();
+        self.hear(watch);
+        // The same ports again: from here on reports are of this one.
+        let same = |old: &Flow| {
+            let ends = [old.source, old.destination];
+            (ends == [flow.source, flow.destination] || ends == [flow.destination, flow.source])
+                && old.protocol.name() == flow.protocol.name()
+        };
+        self.allowed.retain(|old| !same(old));
         let attempt = Attempt { ask, flow, watch, began: Instant::now(), repeated: false, drops: Vec::new() };
-        match probe.protocol {
+        let seen = match probe.protocol {
             Protocol::Tcp(_) => tcp::probe(attempt),
             Protocol::Udp(_) => udp::probe(attempt),
             Protocol::Sctp(_) | Protocol::Icmp(_) => raw::probe(attempt),
+        }?;
+        if seen == Seen::Allowed {
+            self.allowed.push(flow);
         }
+        Ok(seen)
+    }
+
+    fn hear(&mut self, watch: &Watch) {
+        for drop in watch.take() {
+            if let Some(flow) = self.allowed.iter().find(|flow| flow.find(&drop.event).is_some()) {
+                self.contradictions.push(format!(
+                    "{} to {} {} got through, and {} reported a drop: {} at {}",
+                    flow.source, flow.destination, flow.protocol, drop.node, drop.event.outcome, drop.event.hook
+                ));
+            }
+        }
+    }
+
+    /// Ends a sequence of probes. What got through although some node reported that it dropped a packet of it; reports on
+    /// their way are waited for.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn finish(&mut self, watch: &Watch) -> Result<Vec<String>> {
+        let end = Instant::now() + REPORTS;
+        self.hear(watch);
+        while Instant::now() < end && poll::readable(watch, end.saturating_duration_since(Instant::now()))? {
+            self.hear(watch);
+        }
+        self.allowed.clear();
+        Ok(std::mem::take(&mut self.contradictions))
     }
 }
 
@@ -268,7 +310,7 @@ impl Attempt<'_> {
     /// Takes reports; whether there was one about this flow.
     fn hear(&mut self) -> bool {
         let flow = self.flow;
-        self.drops.extend(self.watch.take().into_iter().filter(|drop| flow.find(&drop.event).is_some()));
+        self.drops.extend(self.watch.take_of(|drop| flow.find(&drop.event).is_some()));
         !self.drops.is_empty()
     }
 
