@@ -9,6 +9,7 @@ use datapath_abi::DropReason;
 
 use crate::probe::{PATIENCE, SILENCE, connect, datagram, eventually, shout};
 use crate::report::Report;
+use crate::wire;
 use crate::world::World;
 
 /// A check.
@@ -27,6 +28,14 @@ pub const ALL: &[Check] = &[
     Check { name: "open-connection", cluster: CLUSTER, look: open_connection },
     Check { name: "counters", cluster: CLUSTER, look: counters },
     Check { name: "forged-source", cluster: CLUSTER, look: forged_source },
+    Check { name: "wire", cluster: wire::cluster::CLUSTER, look: wire::look },
+    Check { name: "wire-sizes", cluster: wire::cluster::CLUSTER, look: wire::sizes::look },
+    Check { name: "wire-neighbours", cluster: wire::cluster::CLUSTER, look: wire::neighbours::look },
+    Check { name: "wire-simulated", cluster: wire::cluster::CLUSTER, look: wire::simulated::look },
+    Check { name: "offloads", cluster: wire::cluster::CLUSTER, look: wire::offloads::look },
+    Check { name: "wire-over-ipv6", cluster: wire::cluster::CLUSTER6, look: wire::over_ipv6 },
+    Check { name: "path-mtu", cluster: wire::path_mtu::CLUSTER, look: wire::path_mtu::look },
+    Check { name: "path-mtu-ipv6", cluster: wire::path_mtu::CLUSTER6, look: wire::path_mtu::look6 },
 ];
 
 /// Three pods of one node, and one of another; only friends may reach the server.

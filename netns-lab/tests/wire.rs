@@ -4,10 +4,13 @@
 
 use std::net::UdpSocket;
 
+use agent_core::{Model, Settings};
 use netns_lab::capture::{self, Capture, Checksum, Way};
 use netns_lab::node;
 use netns_lab::place::Place;
+use netns_lab::registry::Run;
 use netns_lab::report::Report;
+use netns_lab::topology::{Segment, Topology};
 use netns_lab::wire;
 use netns_lab::wire::packet::{Packet, verify};
 use netns_lab::world::World;
@@ -111,13 +114,24 @@ fn a_capture_that_lost_frames_says_so() {
 }
 
 /// Builds a world and looks; every check must hold.
-fn check(looks: &[fn(&mut World, &mut Report) -> anyhow::Result<()>]) {
+fn check(cluster: &str, segments: &[&str], looks: &[Look]) {
+    check_with(cluster, segments, &[], looks);
+}
+
+type Look = fn(&mut World, &mut Report) -> anyhow::Result<()>;
+
+/// As [`check`], with settings of the agents.
+fn check_with(cluster: &str, segments: &[&str], settings: &[(&str, &str)], looks: &[Look]) {
     if let Some(line) = datapath_kernel::skip_line() {
         println!("{line}");
         return;
     }
     node::use_program(std::path::Path::new(env!("CARGO_BIN_EXE_netns-lab")));
-    let mut world = World::new(wire::cluster::CLUSTER).unwrap();
+    let model = Model::parse(&[("lab.yaml".to_owned(), cluster.to_owned())], Settings::default()).unwrap();
+    let segments = segments.iter().map(|nodes| Segment { mtu: 1500, nodes: vec![(*nodes).to_owned()] }).collect();
+    let mut topology = Topology { segments, ..Topology::default() };
+    topology.agent.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    let mut world = World::build(Run::begin(None).unwrap(), &model, cluster, topology).unwrap();
     let mut report = Report::default();
     let ended: Vec<_> = looks.iter().map(|look| look(&mut world, &mut report)).collect();
     print!("{}", report.text());
@@ -130,10 +144,27 @@ fn check(looks: &[fn(&mut World, &mut Report) -> anyhow::Result<()>]) {
 
 #[test]
 fn the_wire_is_as_it_should_be() {
-    check(&[wire::look, wire::sizes::look, wire::neighbours::look, wire::simulated::look]);
+    check(wire::cluster::CLUSTER, &[], &[wire::look, wire::sizes::look, wire::neighbours::look, wire::simulated::look]);
 }
 
 #[test]
 fn checksums_are_right_with_and_without_offloads() {
-    check(&[wire::offloads::look]);
+    check(wire::cluster::CLUSTER, &[], &[wire::offloads::look]);
+}
+
+#[test]
+fn senders_learn_what_their_path_takes() {
+    check(wire::path_mtu::CLUSTER, &["left", "right"], &[wire::path_mtu::look]);
+}
+
+#[test]
+fn tunnels_over_ipv6_need_an_mtu_that_the_way_takes() {
+    let (cluster, segments) = (wire::path_mtu::CLUSTER6, ["left", "right"]);
+    check_with(cluster, &segments, &[("mtu", "1330")], &[wire::path_mtu::look6]);
+    check_with(cluster, &segments, &[], &[wire::path_mtu::look6]);
+}
+
+#[test]
+fn the_wire_is_as_it_should_be_over_ipv6() {
+    check(wire::cluster::CLUSTER6, &[], &[wire::over_ipv6]);
 }

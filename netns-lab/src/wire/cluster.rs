@@ -38,6 +38,36 @@ metadata: {name: far, labels: {app: far}}
 spec: {nodeName: right, containers: [{name: c}]}
 "#;
 
+/// The same, with nodes that have only IPv6 addresses: tunnels are over IPv6.
+pub const CLUSTER6: &str = r#"
+apiVersion: v1
+kind: Node
+metadata: {name: left}
+spec: {podCIDRs: [10.62.1.0/24, "fd62:0:0:1::/64"]}
+status: {addresses: [{type: InternalIP, address: "fd30::11"}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: right}
+spec: {podCIDRs: [10.62.2.0/24, "fd62:0:0:2::/64"]}
+status: {addresses: [{type: InternalIP, address: "fd30::12"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: near, labels: {app: near}}
+spec: {nodeName: left, containers: [{name: c}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: beside, labels: {app: beside}}
+spec: {nodeName: left, containers: [{name: c}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: far, labels: {app: far}}
+spec: {nodeName: right, containers: [{name: c}]}
+"#;
+
 /// On the first node.
 pub const NEAR: &str = "default/near";
 /// On the first node too.
@@ -112,11 +142,11 @@ pub fn underlay_of(world: &World, node: &str, ipv6: bool) -> Result<IpAddr> {
     found.with_context(|| format!("node {node} has no address of that family"))
 }
 
-/// Whether an address is a node's, by the cluster above.
+/// Whether an address is a node's, by the clusters of these checks.
 #[must_use]
 pub fn is_node(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(address) => address.octets().starts_with(&[172, 30, 0]),
+        IpAddr::V4(address) => address.octets().starts_with(&[172, 30]),
         IpAddr::V6(address) => address.segments().starts_with(&[0xfd30]),
     }
 }

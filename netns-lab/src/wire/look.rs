@@ -29,6 +29,16 @@ pub fn look(world: &mut World, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// The same, and the sizes, where tunnels are over IPv6; and the simulator's bytes.
+///
+/// # Errors
+/// A lab that does not do what must go before.
+pub fn over_ipv6(world: &mut World, report: &mut Report) -> Result<()> {
+    look(world, report)?;
+    super::sizes::look(world, report)?;
+    super::simulated::look(world, report)
+}
+
 /// Datagrams of several flows and sizes there and back, and a connection.
 fn talk(from: &Pod<'_>, to: &Pod<'_>) -> Result<()> {
     let server = traffic::udp(to.place, to.address, 0)?;

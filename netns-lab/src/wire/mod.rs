@@ -4,16 +4,17 @@
 //! it should.
 
 pub mod cluster;
-mod look;
 #[expect(unsafe_code, reason = "an ioctl that no library has")]
 mod ethtool;
+mod look;
 pub mod neighbours;
 pub mod offloads;
 pub mod packet;
+pub mod path_mtu;
 pub mod simulated;
 pub mod sizes;
 pub mod taps;
 pub mod traffic;
 pub mod tunnel;
 
-pub use look::look;
+pub use look::{look, over_ipv6};

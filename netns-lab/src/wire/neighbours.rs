@@ -264,9 +264,9 @@ mod tests {
         let ns = solicitation(own, gateway, source, "fd00::1".parse().unwrap(), 255, true).unwrap();
         for answer in [arp.answer.unwrap(), ns.answer.unwrap()] {
             let right = frame(&answer);
-            assert_eq!(answers(&[right.clone()], &[&answer]), Ok(1));
+            assert_eq!(answers(std::slice::from_ref(&right), &[&answer]), Ok(1));
             assert!(answers(&[], &[&answer]).is_err());
-            assert!(answers(&[right.clone()], &[]).is_err());
+            assert!(answers(std::slice::from_ref(&right), &[]).is_err());
             assert!(answers(&[right.clone(), right.clone()], &[&answer]).is_err());
             for at in 0..answer.len() {
                 let mut other = right.clone();

@@ -9,7 +9,6 @@ use anyhow::{Context as _, Result};
 
 use crate::capture::{Checksum, Frame, Recording, Way};
 use crate::place::Place;
-use crate::probe;
 use crate::report::Report;
 use crate::wire::cluster::{self, BESIDE, FAR, NEAR};
 use crate::wire::ethtool::{self, Offload};
@@ -151,15 +150,17 @@ fn transfers(
 
 fn summary(frames: usize, sums: Sums) -> Found {
     let right = sums.headers + sums.transports;
-    if right < 100 { Err(format!("only {right} checksums were seen")) } else { Ok(format!("{frames} frames, {right} checksums")) }
+    if right < 100 {
+        Err(format!("only {right} checksums were seen"))
+    } else {
+        Ok(format!("{frames} frames, {right} checksums"))
+    }
 }
 
 fn transfer(world: &World, to: &'static str, ipv6: bool) -> Result<()> {
     let (from, to) = (cluster::pod(world, NEAR, ipv6)?, cluster::pod(world, to, ipv6)?);
     let address = SocketAddr::new(to.address, PORT);
-    let connection = probe::connect(from.place, to.place, address, traffic::PATIENCE)?;
-    let mut connection = connection.with_context(|| format!("no connection to {address}"))?;
-    anyhow::ensure!(connection.echo(BULK, traffic::PATIENCE)?, "{BULK} bytes of TCP did not come back as they were");
+    traffic::bulk(from.place, to.place, address, BULK)?;
     let (client, server) = (traffic::udp(from.place, from.address, 0)?, traffic::udp(to.place, to.address, 0)?);
     let mut buffer = vec![0; 65_536];
     for size in DATAGRAMS {

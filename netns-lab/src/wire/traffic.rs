@@ -1,10 +1,11 @@
 //! Real sockets that make the traffic of these checks.
 
-use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use rustix::net::sockopt::{set_ip_ttl, set_ipv6_unicast_hops};
 
@@ -12,6 +13,9 @@ use crate::place::Place;
 
 /// How long something that must arrive may take.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long nothing has to come of what may be lost.
+pub const SHORT: Duration = Duration::from_millis(500);
 
 /// A UDP socket on an address of a place; port 0: a fresh one.
 ///
@@ -48,12 +52,23 @@ pub fn bytes(len: usize) -> Vec<u8> {
 pub fn expect(socket: &UdpSocket, wanted: &[u8], buffer: &mut [u8]) -> Result<SocketAddr> {
     let (len, from) = match socket.recv_from(buffer) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            anyhow::bail!("a datagram of {} bytes did not arrive", wanted.len())
+            bail!("a datagram of {} bytes did not arrive", wanted.len())
         }
         other => other.context("receiving")?,
     };
     ensure!(buffer.get(..len) == Some(wanted), "{len} bytes arrived instead of {}, or others", wanted.len());
     Ok(from)
+}
+
+/// As [`expect`], within a time of its own.
+///
+/// # Errors
+/// As [`expect`].
+pub fn expect_within(socket: &UdpSocket, wanted: &[u8], patience: Duration) -> Result<()> {
+    socket.set_read_timeout(Some(patience))?;
+    let got = expect(socket, wanted, &mut vec![0; 65_536]);
+    socket.set_read_timeout(Some(PATIENCE))?;
+    got.map(drop)
 }
 
 /// Sends to an address of the other place and gets it back, so that both stacks know their neighbours and IPv6 has had
@@ -68,4 +83,52 @@ pub fn warm_up(client: &UdpSocket, server: &UdpSocket) -> Result<()> {
     server.send_to(b"up", from)?;
     expect(client, b"up", &mut buffer)?;
     Ok(())
+}
+
+/// Sends so many bytes through a connection of its own, there and back at the same time; they must arrive as they were,
+/// and nothing may stand still for longer than [`PATIENCE`].
+///
+/// # Errors
+/// No connection, or what became of the bytes.
+pub fn bulk(from: &Place, to: &Place, address: SocketAddr, len: usize) -> Result<()> {
+    let listener = {
+        let _inside = to.enter()?;
+        TcpListener::bind(address).with_context(|| format!("{}: listening on {address}", to.name()))?
+    };
+    let client = {
+        let _inside = from.enter()?;
+        TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("no connection to {address}"))?
+    };
+    let (server, _) = listener.accept()?;
+    for stream in [&client, &server] {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+    }
+    let data = bytes(len);
+    let send = |mut stream: &TcpStream| stream.write_all(&data);
+    let receive = |mut stream: &TcpStream| {
+        let (mut buffer, mut got) = (vec![0; 1 << 16], 0);
+        while got < len {
+            let more = stream.read(&mut buffer).with_context(|| format!("after {got} of {len} bytes"))?;
+            ensure!(more > 0, "the connection ended after {got} of {len} bytes");
+            ensure!(buffer.get(..more) == data.get(got..got + more), "bytes from {got} on arrived as others");
+            got += more;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let senders = [scope.spawn(|| send(&client)), scope.spawn(|| send(&server))];
+        let receivers = [scope.spawn(|| receive(&client)), scope.spawn(|| receive(&server))];
+        let received: Result<()> =
+            receivers.into_iter().try_for_each(|end| end.join().unwrap_or_else(|_| bail!("a thread ended early")));
+        if received.is_err() {
+            // Nobody reads any more: senders need not wait.
+            let _ = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
+        }
+        let sent: Result<()> = senders.into_iter().try_for_each(|end| match end.join() {
+            Ok(sent) => sent.context("sending"),
+            Err(_) => bail!("a thread ended early"),
+        });
+        received.and(sent)
+    })
 }
