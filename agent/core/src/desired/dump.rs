@@ -8,7 +8,6 @@ use datapath_abi::{IpEntry, IpFlags, MapId, PolicyEntry, PolicyFlags, PolicyKey}
 use zerocopy::FromBytes;
 
 use super::Desired;
-use crate::policy::state::{AUDIT, REDIRECT};
 use crate::policy::{Level, RuleTable};
 
 /// Desired state with the rules' names. Prints as text.
@@ -106,11 +105,7 @@ fn policy_line(f: &mut fmt::Formatter<'_>, key: &[u8], value: &[u8], rules: &Rul
     if (9..24).contains(&bits) {
         write!(f, "/{}", bits - 8)?;
     }
-    let verdict = match entry.flags.0 & (PolicyFlags::DENY | REDIRECT | AUDIT) {
-        0 => "allow",
-        PolicyFlags::DENY => "deny",
-        flags if flags & REDIRECT != 0 => "redirect",
-        _ => "audit",
-    };
+    let kinds = [(PolicyFlags::DENY, "deny"), (PolicyFlags::REDIRECT, "redirect"), (PolicyFlags::AUDIT, "audit")];
+    let verdict = kinds.into_iter().find(|(flag, _)| entry.flags.has(*flag)).map_or("allow", |(_, name)| name);
     writeln!(f, " {verdict} {}: {}", Level::of(entry.precedence), rules.origin(entry.rule))
 }

@@ -2,6 +2,7 @@
 
 mod dump;
 mod plan;
+mod pressure;
 mod reconcile;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,8 +15,10 @@ pub use plan::{Op, Plan, Snapshot};
 pub use reconcile::{Limits, ReconcileError, reconcile};
 
 use crate::model::{Name, Node};
-use crate::policy::{Compiled, Direction, fold};
+use crate::policy::{Compiled, Direction, PolicyKind, PolicyState, fold};
 use crate::prefix::Prefix;
+use crate::yaml::Position;
+use pressure::Pressure;
 
 /// Maps that the control plane writes. All others belong to the datapath.
 pub const OWNED: [MapId; 5] = [MapId::Ipcache4, MapId::Ipcache6, MapId::Cidr4, MapId::Cidr6, MapId::Policy];
@@ -67,6 +70,26 @@ pub enum DesiredError {
         id: EndpointId,
         /// Its pod.
         pod: Name,
+    },
+    /// An endpoint, or all of a node, would have more policy entries than there is room for.
+    #[error(
+        "{endpoint} needs {needed} policy entries and has room for {capacity}; {kind} {policy} ({position}) makes {share} of them"
+    )]
+    Pressure {
+        /// Whose entries.
+        endpoint: String,
+        /// Entries that it would have.
+        needed: usize,
+        /// Entries that there may be.
+        capacity: usize,
+        /// Kind of the policy with the most entries.
+        kind: PolicyKind,
+        /// Its name.
+        policy: Name,
+        /// Where it is written.
+        position: Position,
+        /// Its entries.
+        share: usize,
     },
     /// A number or pod twice, or number 0.
     #[error("endpoint {id} of pod `{pod}`: number 0, or number or pod given twice")]
@@ -180,9 +203,21 @@ impl Compiled {
         let locals = self.check_locals(node, locals)?;
         let mut desired = Desired::default();
         let mut revisions: BTreeMap<&Name, u32> = BTreeMap::new();
+        let mut pressure = Pressure::default();
         for local in locals.values() {
-            revisions.insert(&local.pod, self.put_policy(local, &mut desired));
+            let states = Direction::ALL.map(|direction| self.state(&local.pod, direction));
+            pressure.check(self, local.pod.to_string(), &states)?;
+            revisions.insert(&local.pod, put_policy(local.id, &states, &mut desired));
         }
+        let host = self.host_states(node);
+        let host_revision = match &host {
+            None => 0,
+            Some(states) => {
+                pressure.check(self, format!("node/{node}"), states)?;
+                put_policy(ids::HOST_ENDPOINT, states, &mut desired)
+            }
+        };
+        pressure.finish(self, node)?;
         // Written first: where an object has the same address, it is the object's.
         for other in &cluster.nodes {
             let local = other.name == own.name;
@@ -216,10 +251,14 @@ impl Compiled {
             }
         }
         for other in &cluster.nodes {
-            let flags = if other.name == own.name { IpFlags::LOCAL_HOST | IpFlags::NODE } else { IpFlags::NODE };
+            let local = other.name == own.name;
+            let flags = if local { IpFlags::LOCAL_HOST | IpFlags::NODE } else { IpFlags::NODE };
             for &address in &other.addresses {
-                let entry =
+                let mut entry =
                     IpEntry { identity: self.identity(node, address), flags: IpFlags(flags), ..IpEntry::default() };
+                if local && host.is_some() {
+                    (entry.endpoint, entry.policy_revision) = (ids::HOST_ENDPOINT, host_revision);
+                }
                 desired.put_address(address, &entry);
             }
         }
@@ -253,19 +292,24 @@ impl Compiled {
         Ok(checked)
     }
 
-    /// Adds an endpoint's policy entries; returns their revision: a hash of them, never 0.
-    fn put_policy(&self, local: &LocalEndpoint, desired: &mut Desired) -> u32 {
-        let mut all = Vec::new();
-        for direction in Direction::ALL {
-            let state = self.state(&local.pod, direction);
-            for (key, entry) in state.map_entries(local.id, direction) {
-                all.extend_from_slice(key.as_bytes());
-                all.extend_from_slice(entry.as_bytes());
-                desired.put(MapId::Policy, key.as_bytes(), entry.as_bytes());
-            }
-        }
-        fold(&all).max(1)
+    /// The node's own policy, if there is any about it and it is in force.
+    fn host_states(&self, node: &str) -> Option<[PolicyState; 2]> {
+        let wanted = self.settings().host_firewall && self.has_host_policy(node);
+        wanted.then(|| Direction::ALL.map(|direction| self.host_state(node, direction)))
     }
+}
+
+/// Adds an endpoint's policy entries; returns their revision: a hash of them, never 0.
+fn put_policy(endpoint: EndpointId, states: &[PolicyState; 2], desired: &mut Desired) -> u32 {
+    let mut all = Vec::new();
+    for (state, direction) in states.iter().zip(Direction::ALL) {
+        for (key, entry) in state.map_entries(endpoint, direction) {
+            all.extend_from_slice(key.as_bytes());
+            all.extend_from_slice(entry.as_bytes());
+            desired.put(MapId::Policy, key.as_bytes(), entry.as_bytes());
+        }
+    }
+    fold(&all).max(1)
 }
 
 fn prefix_entry(identity: Identity) -> IpEntry {

@@ -1,6 +1,6 @@
 //! From what the maps hold to what they should hold, in an order in which every step leaves a working datapath.
 //!
-//! 1. New and changed policy entries: what is allowed anew is allowed before anyone is told of it.
+//! 1. New and changed policy entries, narrow ones first: what is allowed anew is allowed before anyone is told of it.
 //! 2. New and changed addresses and prefixes; addresses and prefixes that go.
 //! 3. Policy entries that go.
 //! 4. The endpoints' own address entries: new ones come to life, and a changed `policy_revision` makes the flows of an
@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use datapath_abi::{IpEntry, MapId};
+use datapath_abi::{IpEntry, MapId, PolicyKey, ids};
 use datapath_maps::{MapError, MapStore};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -146,6 +146,8 @@ impl Plan {
             }
             peaks.insert(map, had.len() + added);
         }
+        policy_puts.sort_by_key(|op| order(op.key()));
+        policy_deletes.sort_by_key(|op| std::cmp::Reverse(order(op.key())));
         let ops = [policy_puts, puts, deletes, policy_deletes, endpoints].concat();
         Self { ops, peaks }
     }
@@ -169,6 +171,14 @@ impl Plan {
     pub fn peak(&self, map: MapId) -> usize {
         self.peaks.get(&map).copied().unwrap_or(0)
     }
+}
+
+/// Order in which policy entries are written; they are removed in the reverse one. Those of an exact identity and the
+/// narrow ones come first: until a wide entry is there the old ones decide, and after that nothing is missing behind it.
+fn order(key: &[u8]) -> impl Ord + use<> {
+    let read = PolicyKey::read_from_bytes(key).ok();
+    let place = read.map(|key| (key.identity == ids::UNKNOWN, std::cmp::Reverse(key.prefix_len)));
+    (place, key.to_vec())
 }
 
 /// Whether an address entry must wait for the policy.

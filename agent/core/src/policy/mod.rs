@@ -152,6 +152,17 @@ impl Compiled {
         found.map(|policy| policy_ref(&policy.form)).collect()
     }
 
+    /// Whether a policy is about a node itself.
+    pub fn has_host_policy(&self, node: &str) -> bool {
+        let own = self.cluster.nodes.iter().find(|own| own.name == node);
+        own.is_some_and(|own| {
+            self.policies.iter().any(|policy| match &policy.form.subject {
+                Subject::Nodes(selector) => selector.matches(&own.labels),
+                Subject::Pods(_) => false,
+            })
+        })
+    }
+
     /// Policies that select a pod.
     fn about(&self, pod: &Name) -> impl Iterator<Item = &CompiledPolicy> {
         let subject = self.cluster.pods.get(pod).filter(|pod| !pod.host_network);
@@ -209,25 +220,25 @@ impl Compiled {
         if self.settings.enforcement == Enforcement::Never {
             return Draft::default().finish(false);
         }
-        let one = |policies: &mut dyn Iterator<Item = &&CompiledPolicy>| {
+        let one = |policies: &[&CompiledPolicy]| {
             let mut draft = Draft::default();
-            let mut isolated = self.settings.enforcement == Enforcement::Always;
-            for policy in policies {
-                isolated |= policy.form.isolates(direction);
-                policy.entries(direction, endpoint, &self.peers, &mut draft);
-            }
+            let always = self.settings.enforcement == Enforcement::Always;
+            let isolated = always || policies.iter().any(|policy| policy.form.isolates(direction));
             if isolated && host_may {
                 let (said, level) = (Said::Verdict(Action::Allow), Level::NORMAL);
                 draft.add(Stage::Normal, level, ids::HOST, L4::ANY, said, LOCAL_HOST);
             }
+            for policy in policies {
+                policy.entries(direction, endpoint, &self.peers, &mut draft);
+            }
             draft.finish(isolated)
         };
-        let complete = one(&mut policies.iter());
-        if policies.iter().any(|policy| policy.form.audit) {
-            let enforced = one(&mut policies.iter().filter(|policy| !policy.form.audit));
-            return audit::merge(&enforced, &complete);
+        let complete = one(policies);
+        let enforced: Vec<&CompiledPolicy> = policies.iter().copied().filter(|policy| !policy.form.audit).collect();
+        if enforced.len() == policies.len() {
+            return complete;
         }
-        complete
+        audit::merge(&one(&enforced), &complete)
     }
 
     pub(crate) fn cluster(&self) -> &Resolved {

@@ -346,12 +346,11 @@ impl Peers {
             Select::Block { .. } | Select::Pods(_) | Select::Entity(_) | Select::Names(_) => return,
         };
         for owner in self.nodes.values().filter(|owner| self.has(&owner.marks, &mark)) {
-            let own = owner.node == node;
             match direction {
-                // The own node reaches its pods without any rule.
-                Direction::Ingress if own && by_address => {}
                 // Directly, or through the tunnel from an address that is not known as the node's.
-                Direction::Ingress if by_address => found.extend([owner.identity, ids::REMOTE_NODE]),
+                Direction::Ingress if by_address && owner.node != node => {
+                    found.extend([owner.identity, ids::REMOTE_NODE]);
+                }
                 Direction::Ingress | Direction::Egress => {
                     found.insert(owner.seen_from(node));
                 }

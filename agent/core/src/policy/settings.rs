@@ -32,6 +32,8 @@ pub struct PolicySettings {
     pub host_firewall: bool,
     /// Most policy entries of one endpoint.
     pub endpoint_entries: usize,
+    /// Most policy entries of one node (the map holds no more than its own capacity in any case).
+    pub node_entries: usize,
     /// Addresses that DNS names had in answers and that are still valid.
     pub names: BTreeMap<String, BTreeSet<IpAddr>>,
 }
@@ -46,6 +48,7 @@ impl Default for PolicySettings {
             cidrs_match_nodes: false,
             host_firewall: false,
             endpoint_entries: 16_384,
+            node_entries: usize::MAX,
             names: BTreeMap::new(),
         }
     }

@@ -158,11 +158,6 @@ impl Verdict {
     }
 }
 
-/// [`PolicyFlags`]: a proxy takes the packet. With [`PolicyFlags::DENY`]: there is none, and nothing passes.
-pub const REDIRECT: u8 = 2;
-/// [`PolicyFlags`]: the packet passes, and an event says that it would not if the rule were enforced.
-pub const AUDIT: u8 = 4;
-
 /// Entries of one endpoint and direction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicyState {
@@ -285,9 +280,9 @@ fn flags(verdict: &Verdict) -> u8 {
     let action = match verdict.action {
         Action::Allow => 0,
         Action::Deny => PolicyFlags::DENY,
-        Action::Redirect(_) => PolicyFlags::DENY | REDIRECT,
+        Action::Redirect(_) => PolicyFlags::REDIRECT,
     };
-    action | if verdict.audit { AUDIT } else { 0 }
+    action | if verdict.audit { PolicyFlags::AUDIT } else { 0 }
 }
 
 #[cfg(test)]

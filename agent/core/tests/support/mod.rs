@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use agent_core::model::{Name, read_objects};
+use agent_core::policy::PolicySettings;
 use agent_core::{
     Compiled, Desired, IdentityAllocator, Limits, LocalEndpoint, Model, Plan, RuleId, Settings, reconcile,
 };
@@ -28,6 +29,7 @@ pub struct Cluster {
     pub model: Model,
     pub identities: IdentityAllocator,
     pub compiled: Compiled,
+    pub settings: PolicySettings,
     pub nodes: BTreeMap<String, MemoryMaps>,
     numbers: BTreeMap<Name, u16>,
 }
@@ -41,7 +43,9 @@ impl Cluster {
         let model = Model::parse(&file(text), settings).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
         let mut identities = IdentityAllocator::default();
         let compiled = Compiled::new(&model, &mut identities).unwrap();
-        let mut cluster = Self { model, identities, compiled, nodes: BTreeMap::new(), numbers: BTreeMap::new() };
+        let settings = PolicySettings::default();
+        let mut cluster =
+            Self { model, identities, compiled, settings, nodes: BTreeMap::new(), numbers: BTreeMap::new() };
         cluster.sync();
         cluster
     }
@@ -59,7 +63,7 @@ impl Cluster {
 
     /// Compiles and writes every node's maps.
     pub fn sync(&mut self) -> BTreeMap<String, Plan> {
-        self.compiled = Compiled::new(&self.model, &mut self.identities).unwrap();
+        self.compiled = Compiled::with(&self.model, &mut self.identities, self.settings.clone()).unwrap();
         for pod in self.model.pods().values().filter(|pod| !pod.host_network) {
             let next = u16::try_from(self.numbers.len() + 1).unwrap();
             self.numbers.entry(pod.name.clone()).or_insert(next);
