@@ -13,6 +13,7 @@ pub mod capture;
 pub mod checks;
 pub mod command;
 pub mod lab;
+mod lockstep;
 pub mod manifest;
 pub mod node;
 pub mod place;

@@ -126,13 +126,29 @@ fn whatever_ends_a_lab_nothing_is_left_of_it() {
         assert_eq!(child.wait().unwrap().code(), Some(code));
         assert_eq!(left_of(&run), BTreeSet::new());
     }
-    // A kill cannot be noticed: the next start clears away.
+    // A kill cannot be noticed: the next start clears away, at whatever moment it came.
+    let mut runs = Vec::new();
+    for things in [1, 5, 9, 12] {
+        let mut child = command(&["run", SMALL]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let run = format!("{}-0", child.id());
+        let made = format!("/run/weir-lab/{run}/made");
+        while fs::read_to_string(&made).unwrap_or_default().lines().count() < things {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before it made {things} things");
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        runs.push(run);
+    }
     let (mut child, run) = started();
     child.kill().unwrap();
     child.wait().unwrap();
+    runs.push(run);
     let (code, text) = output(&["run", "one-node"]);
     assert_eq!(code, Some(0), "{text}");
-    assert_eq!(left_of(&run), BTreeSet::new());
+    for run in runs {
+        assert_eq!(left_of(&run), BTreeSet::new());
+    }
 }
 
 #[test]
