@@ -4,6 +4,8 @@
 //! this crate run them; what a test leaves out it declares, and the declaration is checked against `ci/skips.toml`.
 #![forbid(unsafe_code)]
 
+pub mod oracle;
+
 use std::path::{Path, PathBuf};
 
 use simulator::engines::Kind;

@@ -150,9 +150,33 @@ impl IdentityAllocator {
     /// # Errors
     /// When a scope is used up; then nothing has changed.
     pub fn assign(&mut self, wanted: &BTreeSet<Owner>) -> Result<(), IdentityError> {
+        let fresh = self.fresh(wanted.iter())?;
+        self.numbers.retain(|owner, _| wanted.contains(owner));
+        self.owners.retain(|_, owner| wanted.contains(owner));
+        self.keep(fresh);
+        Ok(())
+    }
+
+    /// As [`Self::assign`], told what is wanted anew and what is no longer.
+    ///
+    /// # Errors
+    /// When a scope is used up; then nothing has changed.
+    pub fn change(&mut self, added: &BTreeSet<Owner>, removed: &BTreeSet<Owner>) -> Result<(), IdentityError> {
+        let fresh = self.fresh(added.iter())?;
+        for owner in removed.difference(added) {
+            if let Some(number) = self.numbers.remove(owner) {
+                self.owners.remove(&number);
+            }
+        }
+        self.keep(fresh);
+        Ok(())
+    }
+
+    /// Numbers for those that have none.
+    fn fresh<'a>(&self, wanted: impl Iterator<Item = &'a Owner>) -> Result<Vec<(Owner, Identity)>, IdentityError> {
         let mut next: BTreeMap<Identity, Identity> = BTreeMap::new();
         let mut fresh: Vec<(Owner, Identity)> = Vec::new();
-        for owner in wanted.iter().filter(|owner| !self.numbers.contains_key(owner)) {
+        for owner in wanted.filter(|owner| !self.numbers.contains_key(owner)) {
             let (first, last) = owner.scope();
             let from = next.entry(first).or_insert(first);
             while self.owners.contains_key(from) {
@@ -164,13 +188,14 @@ impl IdentityAllocator {
             fresh.push((owner.clone(), *from));
             *from += 1;
         }
-        self.numbers.retain(|owner, _| wanted.contains(owner));
-        self.owners.retain(|_, owner| wanted.contains(owner));
+        Ok(fresh)
+    }
+
+    fn keep(&mut self, fresh: Vec<(Owner, Identity)>) {
         for (owner, identity) in fresh {
             self.numbers.insert(owner.clone(), identity);
             self.owners.insert(identity, owner);
         }
-        Ok(())
     }
 
     /// Number of an owner.

@@ -1,5 +1,4 @@
 //! Reading Cilium's policies and ClusterNetworkPolicy: what is refused, and how.
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 use agent_core::model::cilium::{CiliumPeerSelector, Inspect};
 use agent_core::model::{Model, Name, PortSelector};

@@ -97,20 +97,13 @@ impl Questions {
         }
     }
 
-    /// Every mark that an address may have, in order.
-    pub(super) fn marks(&self, cluster: &Resolved) -> Vec<Mark> {
-        let mut marks: BTreeSet<Mark> = self.blocks.iter().cloned().map(Mark::Block).collect();
-        marks.extend(self.nodes.keys().map(|text| node_mark(text)));
-        if !self.api_server.is_empty() {
-            marks.insert(Mark::Asked(API_SERVER_MARK.to_owned()));
+    /// What is asked in one of two states and not in the other.
+    pub(super) fn changes(&self, other: &Self) -> Changed {
+        Changed {
+            blocks: self.blocks.symmetric_difference(&other.blocks).cloned().collect(),
+            ports: self.ports.symmetric_difference(&other.ports).cloned().collect(),
+            keys: self.keys.symmetric_difference(&other.keys).cloned().collect(),
         }
-        if !self.ports.is_empty() || !self.keys.is_empty() {
-            for pod in cluster.pods.values() {
-                marks.extend(self.ports_of(pod));
-                marks.extend(self.labels_of(pod));
-            }
-        }
-        marks.into_iter().collect()
     }
 
     fn ports_of<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = Mark> + 'a {
@@ -131,16 +124,35 @@ impl Questions {
     }
 
     /// Marks of a pod's address.
-    pub(super) fn of_pod(&self, address: IpAddr, pod: &Pod) -> impl Iterator<Item = Mark> {
-        self.blocks_of(address).chain(self.ports_of(pod)).chain(self.labels_of(pod)).collect::<Vec<_>>().into_iter()
+    pub(super) fn of_pod(&self, address: IpAddr, pod: &Pod) -> BTreeSet<Mark> {
+        self.blocks_of(address).chain(self.ports_of(pod)).chain(self.labels_of(pod)).collect()
     }
 
     /// Marks of a node's address.
-    pub(super) fn of_node(&self, address: IpAddr, node: &Node) -> impl Iterator<Item = Mark> {
+    pub(super) fn of_node(&self, address: IpAddr, node: &Node) -> BTreeSet<Mark> {
         let selectors = self.nodes.iter().filter(|(_, selector)| selector.matches(&node.labels));
-        let api_server = self.api_server.contains(&address).then(|| Mark::Asked(API_SERVER_MARK.to_owned()));
-        let marks = self.blocks_of(address).chain(selectors.map(|(text, _)| node_mark(text))).chain(api_server);
-        marks.collect::<Vec<_>>().into_iter()
+        let api_server = self.api_server.contains(&address).then(api_server_mark);
+        self.blocks_of(address).chain(selectors.map(|(text, _)| node_mark(text))).chain(api_server).collect()
+    }
+}
+
+/// What is asked in one state and not in another.
+#[derive(Clone, Debug)]
+pub(super) struct Changed {
+    blocks: Vec<IpBlock>,
+    ports: BTreeSet<(String, Protocol)>,
+    keys: BTreeSet<String>,
+}
+
+impl Changed {
+    /// Whether a pod's marks may differ.
+    pub(super) fn concern(&self, pod: &Pod) -> bool {
+        self.blocks.iter().any(|block| pod.addresses.iter().any(|address| block.prefix.contains(*address)))
+            || self.keys.iter().any(|key| pod.labels.contains_key(key))
+            || (!self.ports.is_empty()
+                && pod.ports.iter().any(|port| {
+                    port.name.as_ref().is_some_and(|name| self.ports.contains(&(name.clone(), port.protocol)))
+                }))
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use datapath_abi::ids::{self, Identity};
 
 use super::asked::protocol;
-use super::form::{Form, FormPort, FormRule, RuleAction, Select};
+use super::form::{Form, FormPort, FormRule, RuleAction};
 use super::peers::Peers;
 use super::rules::{Direction, RuleId, RuleInfo, RuleTable};
 use super::state::{Action, L4, Proxy};
@@ -26,10 +26,6 @@ pub(super) struct CompiledRule {
     pub(super) id: RuleId,
     /// Everybody is a peer.
     anybody: bool,
-    /// Peers but for nodes.
-    identities: BTreeSet<Identity>,
-    /// Peers that may be nodes.
-    nodes: Vec<Select>,
 }
 
 /// Whose entries are made.
@@ -83,15 +79,7 @@ impl CompiledRule {
             peers: places(rule.peers.iter().flatten().map(|peer| (peer.item, &peer.position)).collect()),
             ports: places(rule.ports.iter().map(|port| (port.item, &port.position)).collect()),
         });
-        let selects: Vec<Select> = rule.peers.iter().flatten().map(|peer| peer.selects.clone()).collect();
-        let anybody = rule.peers.is_none() || peers.is_everybody(&selects);
-        let mut identities = BTreeSet::new();
-        if !anybody {
-            for select in &selects {
-                identities.extend(peers.select(select));
-            }
-        }
-        Self { id, anybody, identities, nodes: selects.into_iter().filter(may_be_nodes).collect() }
+        Self { id, anybody: rule.peers.as_ref().is_none_or(|all| peers.is_everybody(all)) }
     }
 
     fn entries(&self, form: &Form, rule: &FormRule, endpoint: Endpoint<'_>, peers: &Peers, draft: &mut Draft) {
@@ -100,9 +88,9 @@ impl CompiledRule {
         if self.anybody {
             selected.insert(ids::UNKNOWN);
         } else {
-            selected.clone_from(&self.identities);
-            for select in &self.nodes {
-                peers.select_nodes(endpoint.node, select, direction, &mut selected);
+            for peer in rule.peers.iter().flatten() {
+                peers.select(&peer.selects, &mut selected);
+                peers.select_nodes(endpoint.node, &peer.selects, direction, &mut selected);
             }
         }
         let mut say = |identity: Identity, l4: L4, port: Option<&FormPort>| {
@@ -123,7 +111,7 @@ impl CompiledRule {
                     own.map(|own| L4 { protocol: port.protocol, port: own.port, bits: 24 }).collect()
                 }
                 (PortSelector::Named(name), Direction::Egress) => {
-                    for (identity, number) in self.ports_of_peers(name, port.protocol, peers) {
+                    for (identity, number) in self.ports_of_peers(name, port.protocol, &selected, peers) {
                         say(identity, L4 { protocol: port.protocol, port: number, bits: 24 }, Some(port));
                     }
                     Vec::new()
@@ -138,21 +126,18 @@ impl CompiledRule {
     }
 
     /// What a name stands for on the peers that have it.
-    fn ports_of_peers(&self, name: &str, number: u8, peers: &Peers) -> BTreeSet<(Identity, u16)> {
+    fn ports_of_peers(
+        &self,
+        name: &str,
+        number: u8,
+        selected: &BTreeSet<Identity>,
+        peers: &Peers,
+    ) -> BTreeSet<(Identity, u16)> {
         let Some(protocol): Option<Protocol> = protocol(number) else {
             return BTreeSet::new();
         };
-        let meant = peers.groups().iter().filter(|group| self.anybody || self.identities.contains(&group.identity));
-        meant.flat_map(|group| group.ports(name, protocol).map(|port| (group.identity, port))).collect()
-    }
-}
-
-fn may_be_nodes(select: &Select) -> bool {
-    match select {
-        Select::Block { cluster, .. } => cluster.nodes,
-        Select::Nodes(_) => true,
-        Select::Entity(entity) => *entity == crate::model::Entity::KubeApiserver,
-        Select::Pods(_) | Select::Names(_) => false,
+        let meant = peers.groups().filter(|(identity, _)| self.anybody || selected.contains(identity));
+        meant.flat_map(|(identity, group)| group.ports(name, protocol).map(move |port| (identity, port))).collect()
     }
 }
 

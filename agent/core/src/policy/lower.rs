@@ -1,6 +1,7 @@
 //! From every kind of policy to the one form.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::form::{
     Form, FormPeer, FormPort, FormRule, InCluster, Level, PolicyKind, RuleAction, Select, Stage, Subject,
@@ -14,7 +15,8 @@ use crate::model::cilium::{
 use crate::model::object::{Meta, Service, ServiceType};
 use crate::model::tiers::{Tier, TierAction, TierPeerSelector, TierRule};
 use crate::model::{
-    CiliumPolicy, ClusterPolicy, IpBlock, LabelOf, Name, NetworkPolicy, PeerSelector, PodQuestion, PolicyRule, Resolved,
+    CiliumPolicy, ClusterPolicy, EndpointSlice, IpBlock, LabelOf, Name, NetworkPolicy, PeerSelector, PodQuestion,
+    PolicyRule, Resolved,
 };
 use crate::prefix::Prefix;
 use crate::yaml::Position;
@@ -24,15 +26,50 @@ pub const AUDIT: &str = "policy.weir.dev/audit";
 
 const EVERYWHERE: InCluster = InCluster { pods: true, nodes: true };
 
-/// Every policy of a cluster, in a fixed order.
-pub(super) fn lower(cluster: &Resolved, settings: &PolicySettings) -> Vec<Form> {
-    let mut forms = Vec::new();
-    forms.extend(cluster.policies.values().map(network_policy));
-    for policy in cluster.cilium_policies.values() {
-        forms.extend(policy.specs.iter().map(|spec| cilium(policy, spec, cluster, settings)));
+/// Forms by the policy that they are of, in a fixed order.
+pub(super) type Lowered = BTreeMap<(PolicyKind, Name), Vec<Arc<Form>>>;
+
+/// Every policy of a cluster. Those that are as they were in the old cluster keep their forms.
+pub(super) fn lower(old: (&Resolved, &Lowered), cluster: &Resolved, settings: &PolicySettings) -> Lowered {
+    let mut forms = Lowered::new();
+    let mut add = |kind: PolicyKind, name: &Name, same: bool, make: &dyn Fn() -> Vec<Form>| {
+        let key = (kind, name.clone());
+        let kept = old.1.get(&key).filter(|_| same);
+        let made = kept.cloned().unwrap_or_else(|| make().into_iter().map(Arc::new).collect());
+        forms.insert(key, made);
+    };
+    for (name, policy) in &cluster.policies {
+        let same = old.0.policies.get(name) == Some(policy);
+        add(PolicyKind::NetworkPolicy, name, same, &|| vec![network_policy(policy)]);
     }
-    forms.extend(cluster.cluster_policies.values().map(cluster_policy));
+    let same_around = old.0.cidr_groups == cluster.cidr_groups
+        && old.0.services == cluster.services
+        && written_slices(old.0).eq(written_slices(cluster));
+    for (name, policy) in &cluster.cilium_policies {
+        let same = same_around && old.0.cilium_policies.get(name) == Some(policy);
+        let specs = || policy.specs.iter().map(|spec| cilium(policy, spec, cluster, settings)).collect();
+        add(cilium_kind(policy), name, same, &specs);
+    }
+    for (name, policy) in &cluster.cluster_policies {
+        let same = old.0.cluster_policies.get(name) == Some(policy);
+        add(PolicyKind::ClusterNetworkPolicy, &Name::new("", name), same, &|| vec![cluster_policy(policy)]);
+    }
     forms
+}
+
+/// Slices that no pods are behind.
+fn written_slices(cluster: &Resolved) -> impl Iterator<Item = &EndpointSlice> {
+    cluster.slices.values().filter(|slice| {
+        let service = slice.service.as_ref().and_then(|name| cluster.services.get(name));
+        service.is_some_and(|service| service.selector.is_empty())
+    })
+}
+
+fn cilium_kind(policy: &CiliumPolicy) -> PolicyKind {
+    match policy.meta.namespace.as_str() {
+        "" => PolicyKind::CiliumClusterwideNetworkPolicy,
+        _ => PolicyKind::CiliumNetworkPolicy,
+    }
 }
 
 fn audited(meta: &Meta) -> bool {
@@ -113,9 +150,8 @@ fn cilium(policy: &CiliumPolicy, spec: &CiliumSpec, cluster: &Resolved, settings
             rules.push(cilium_rule(list, index, rule, spec.log.as_ref(), cluster, settings));
         }
     }
-    let clusterwide = policy.meta.namespace.is_empty();
     Form {
-        kind: if clusterwide { PolicyKind::CiliumClusterwideNetworkPolicy } else { PolicyKind::CiliumNetworkPolicy },
+        kind: cilium_kind(policy),
         name: policy.meta.full_name(),
         spec: spec.index,
         position: if spec.index.is_some() { spec.position.clone() } else { policy.meta.position.clone() },

@@ -30,11 +30,12 @@ mod asked;
 mod audit;
 mod compile;
 mod explain;
+mod groups;
 mod lower;
 mod peers;
 mod tiers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -54,7 +55,8 @@ use crate::model::{Model, Name, Pod, Resolved};
 use crate::yaml::Position;
 use asked::Questions;
 use compile::{CompiledPolicy, Endpoint};
-use form::{Form, Subject};
+use form::{Form, Select, Subject};
+use lower::Lowered;
 use peers::Peers;
 use tiers::{Draft, Said};
 
@@ -75,10 +77,21 @@ pub struct PolicyRef {
 #[derive(Clone, Debug)]
 pub struct Compiled {
     cluster: Arc<Resolved>,
-    settings: PolicySettings,
     peers: Peers,
+    lowered: Lowered,
     policies: Vec<CompiledPolicy>,
     rules: RuleTable,
+}
+
+/// What an update has changed: whose entries have to be made anew.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// Everybody's.
+    all: bool,
+    /// Pods that have changed themselves, or their namespaces.
+    pods: BTreeSet<Name>,
+    /// Policies, old and new, that say something else now.
+    forms: Vec<Arc<Form>>,
 }
 
 impl Compiled {
@@ -99,13 +112,74 @@ impl Compiled {
         identities: &mut IdentityAllocator,
         settings: PolicySettings,
     ) -> Result<Self, IdentityError> {
-        let cluster = model.resolved();
-        let forms = lower::lower(&cluster, &settings);
-        let questions = Questions::new(forms.iter(), &cluster, &settings);
-        let peers = Peers::new(&cluster, questions, &settings, identities)?;
-        let mut rules = RuleTable::default();
-        let policies = forms.into_iter().map(|form| CompiledPolicy::new(Arc::new(form), &peers, &mut rules)).collect();
-        Ok(Self { cluster, settings, peers, policies, rules })
+        Self::from_scratch(model.resolved(), identities, settings)
+    }
+
+    fn from_scratch(
+        cluster: Arc<Resolved>,
+        identities: &mut IdentityAllocator,
+        settings: PolicySettings,
+    ) -> Result<Self, IdentityError> {
+        let mut compiled = Self {
+            cluster: Arc::default(),
+            peers: Peers::with(settings),
+            lowered: Lowered::new(),
+            policies: Vec::new(),
+            rules: RuleTable::default(),
+        };
+        compiled.change(cluster, identities, true)?;
+        Ok(compiled)
+    }
+
+    /// Brings everything up to date with a changed model; the result is that of [`Self::with`], and the time taken that
+    /// of what has changed. `identities` must be those that it was compiled with.
+    ///
+    /// # Errors
+    /// When identities are used up; then nothing has changed.
+    pub fn update(&mut self, model: &Model, identities: &mut IdentityAllocator) -> Result<Changes, IdentityError> {
+        let result = self.change(model.resolved(), identities, false);
+        if result.is_err() {
+            let (cluster, settings) = (Arc::clone(&self.cluster), self.settings().clone());
+            *self = Self::from_scratch(cluster, identities, settings)?;
+        }
+        result
+    }
+
+    fn change(
+        &mut self,
+        cluster: Arc<Resolved>,
+        identities: &mut IdentityAllocator,
+        from_scratch: bool,
+    ) -> Result<Changes, IdentityError> {
+        let old = Arc::clone(&self.cluster);
+        let lowered = lower::lower((&old, &self.lowered), &cluster, self.settings());
+        let forms = || lowered.values().flatten();
+        let questions = Questions::new(forms().map(Arc::as_ref), &cluster, self.settings());
+        let selects: BTreeSet<&Select> = forms()
+            .flat_map(|form| form.rules.iter().flat_map(|rule| rule.peers.iter().flatten()))
+            .map(|peer| &peer.selects)
+            .collect();
+        let peers = self.peers.update(&old, &cluster, questions, &selects, identities, from_scratch)?;
+        let mut changes = Changes { all: peers.nodes, ..Changes::default() };
+        changes.find_pods(&old, &cluster);
+        changes.find_forms(&self.lowered, &lowered);
+        if peers.nodes || !changes.forms.is_empty() {
+            self.rules = RuleTable::default();
+            self.policies =
+                forms().map(|form| CompiledPolicy::new(Arc::clone(form), &self.peers, &mut self.rules)).collect();
+            self.lowered = lowered;
+        }
+        let touched = self.policies.iter().map(|policy| &policy.form).filter(|form| form.is_touched_by(&peers));
+        changes.forms.extend(touched.cloned());
+        self.cluster = cluster;
+        Ok(changes)
+    }
+
+    /// Whether a pod's entries may be others after an update.
+    pub fn is_changed(&self, changes: &Changes, pod: &Name) -> bool {
+        changes.all
+            || changes.pods.contains(pod)
+            || self.cluster.pods.get(pod).is_none_or(|pod| changes.forms.iter().any(|form| self.is_about(form, pod)))
     }
 
     /// Rules by number.
@@ -115,7 +189,7 @@ impl Compiled {
 
     /// Settings that it was compiled with.
     pub fn settings(&self) -> &PolicySettings {
-        &self.settings
+        self.peers.settings()
     }
 
     /// Identity that a node gives an address: of a pod, of a node, of a prefix that policies name, or the world.
@@ -181,7 +255,7 @@ impl Compiled {
                     labels: &pod.labels,
                     namespace_labels,
                     service_account: pod.service_account.as_deref().unwrap_or(DEFAULT_SERVICE_ACCOUNT),
-                    cluster: &self.settings.cluster,
+                    cluster: &self.settings().cluster,
                 })
             })
     }
@@ -217,12 +291,12 @@ impl Compiled {
         direction: Direction,
         host_may: bool,
     ) -> PolicyState {
-        if self.settings.enforcement == Enforcement::Never {
+        if self.settings().enforcement == Enforcement::Never {
             return Draft::default().finish(false);
         }
         let one = |policies: &[&CompiledPolicy]| {
             let mut draft = Draft::default();
-            let always = self.settings.enforcement == Enforcement::Always;
+            let always = self.settings().enforcement == Enforcement::Always;
             let isolated = always || policies.iter().any(|policy| policy.form.isolates(direction));
             if isolated && host_may {
                 let (said, level) = (Said::Verdict(Action::Allow), Level::NORMAL);
@@ -243,6 +317,25 @@ impl Compiled {
 
     pub(crate) fn cluster(&self) -> &Resolved {
         &self.cluster
+    }
+}
+
+impl Changes {
+    fn find_pods(&mut self, old: &Resolved, new: &Resolved) {
+        let moved = new.namespaces.iter().filter(|(name, labels)| old.namespaces.get(*name) != Some(labels));
+        let moved: BTreeSet<&String> = moved.map(|(name, _)| name).collect();
+        let differs = |pod: &&Pod| moved.contains(&pod.name.namespace) || old.pods.get(&pod.name) != Some(pod);
+        self.pods.extend(new.pods.values().filter(differs).map(|pod| pod.name.clone()));
+    }
+
+    fn find_forms(&mut self, old: &Lowered, new: &Lowered) {
+        let same = |a: &Vec<Arc<Form>>, b: &Vec<Arc<Form>>| {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+        };
+        for (here, there) in [(old, new), (new, old)] {
+            let changed = here.iter().filter(|(key, forms)| there.get(*key).is_none_or(|other| !same(forms, other)));
+            self.forms.extend(changed.flat_map(|(_, forms)| forms.iter().cloned()));
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Which identity every address has, and which identities a peer stands for.
+//! Which identity every address has, and which identities a peer stands for. Kept from one state of the cluster to the
+//! next: a change costs what it touches.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -6,54 +7,28 @@ use std::net::IpAddr;
 use datapath_abi::ids::{self, Identity};
 
 use super::asked::{Questions, api_server_mark, node_mark};
-use super::form::{InCluster, Select};
+use super::form::{FormPeer, InCluster, Select};
+use super::groups::{Group, Groups, Marks, Turnover, difference};
 use super::rules::Direction;
 use super::settings::PolicySettings;
 use crate::identity::{IdentityAllocator, IdentityError, Mark, Owner};
-use crate::labels::Labels;
-use crate::model::question::{Asked, DEFAULT_SERVICE_ACCOUNT, SERVICE_ACCOUNT};
-use crate::model::{Entity, IpBlock, NamePattern, Pod, PodQuestion, Protocol, Resolved};
+use crate::model::{Entity, IpBlock, NamePattern, Resolved};
 use crate::prefix::Prefix;
 
-/// Marks by their index in [`Peers::marks`].
-type MarkSet = BTreeSet<usize>;
-
-/// Addresses of pods that share an identity.
-#[derive(Clone, Debug)]
-pub(super) struct Group {
-    pub(super) identity: Identity,
-    namespace: String,
-    /// Labels that count, those that are asked for, and the service account.
-    labels: Labels,
-    namespace_labels: Labels,
-    marks: MarkSet,
-    /// Numbers of the pods' named ports.
-    named: BTreeMap<(String, Protocol), BTreeSet<u16>>,
-}
-
-impl Group {
-    pub(super) fn ports(&self, name: &str, protocol: Protocol) -> impl Iterator<Item = u16> + '_ {
-        self.named.get(&(name.to_owned(), protocol)).into_iter().flatten().copied()
-    }
-
-    fn asked<'a>(&'a self, cluster: &'a str) -> Asked<'a> {
-        Asked {
-            namespace: &self.namespace,
-            labels: &self.labels,
-            namespace_labels: &self.namespace_labels,
-            service_account: self.labels.get(SERVICE_ACCOUNT).map_or(DEFAULT_SERVICE_ACCOUNT, String::as_str),
-            cluster,
-        }
-    }
-}
-
 /// An address of a node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct NodeAddress {
     node: String,
     /// Identity on other nodes.
     identity: Identity,
-    marks: MarkSet,
+    marks: Marks,
+}
+
+/// Identities of a peer, nodes by address aside: those depend on who looks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Selection {
+    pods: BTreeSet<Identity>,
+    others: BTreeSet<Identity>,
 }
 
 /// All peers of the cluster.
@@ -61,160 +36,128 @@ struct NodeAddress {
 pub(super) struct Peers {
     settings: PolicySettings,
     questions: Questions,
-    /// Everything that tells addresses apart, in order.
-    marks: Vec<Mark>,
-    groups: Vec<Group>,
-    pods: BTreeMap<IpAddr, Identity>,
+    groups: Groups,
     nodes: BTreeMap<IpAddr, NodeAddress>,
+    /// Owners of the nodes' identities.
+    node_owners: BTreeSet<Owner>,
     /// Prefixes outside the cluster; those of length 0 are the world, not here.
     prefixes: BTreeMap<Prefix, Identity>,
+    /// Every peer that a rule names.
+    selections: BTreeMap<Select, Selection>,
     ipv4: bool,
     ipv6: bool,
 }
 
-/// Pods that have the same labels.
-struct Alike<'a> {
-    namespace: &'a str,
-    labels: Labels,
-    namespace_labels: &'a Labels,
-    /// Their addresses, by their marks.
-    parts: BTreeMap<MarkSet, Vec<(IpAddr, &'a Pod)>>,
-}
-
-impl Alike<'_> {
-    fn owner(&self, set: &MarkSet, marks: &[Mark]) -> Owner {
-        Owner::Pods {
-            namespace: self.namespace.to_owned(),
-            labels: self.labels.clone(),
-            namespace_labels: self.namespace_labels.clone(),
-            marks: difference(set, self.parts.keys(), marks),
-        }
-    }
-}
-
-/// The marks of a set that are not in all of the sets: what tells its addresses from the others.
-fn difference<'a>(set: &MarkSet, sets: impl Iterator<Item = &'a MarkSet> + Clone, marks: &[Mark]) -> BTreeSet<Mark> {
-    let told = set.iter().filter(|mark| !sets.clone().all(|other| other.contains(mark)));
-    told.filter_map(|&mark| marks.get(mark).cloned()).collect()
-}
-
-/// The labels of a pod that make its identity.
-pub(super) fn counted(pod: &Pod, settings: &PolicySettings) -> Labels {
-    let own = pod.labels.iter().filter(|(key, _)| settings.identity_labels.counts(key));
-    let mut labels: Labels = own.map(|(key, value)| (key.clone(), value.clone())).collect();
-    if let Some(account) = &pod.service_account {
-        labels.insert(SERVICE_ACCOUNT.to_owned(), account.clone());
-    }
-    labels
-}
-
-fn group_pods<'a>(
-    cluster: &'a Resolved,
-    none: &'a Labels,
-    questions: &Questions,
-    settings: &PolicySettings,
-    index: &impl Fn(Mark) -> Option<usize>,
-) -> Vec<Alike<'a>> {
-    let mut by_labels: BTreeMap<(&str, Labels), Alike<'a>> = BTreeMap::new();
-    for pod in cluster.pods.values().filter(|pod| !pod.host_network) {
-        let namespace = pod.name.namespace.as_str();
-        let labels = counted(pod, settings);
-        let alike = by_labels.entry((namespace, labels)).or_insert_with_key(|(_, labels)| Alike {
-            namespace,
-            labels: labels.clone(),
-            namespace_labels: cluster.namespaces.get(namespace).unwrap_or(none),
-            parts: BTreeMap::new(),
-        });
-        for &address in &pod.addresses {
-            let marks = questions.of_pod(address, pod).filter_map(index).collect();
-            alike.parts.entry(marks).or_default().push((address, pod));
-        }
-    }
-    by_labels.into_values().collect()
+/// What an update has changed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PeerChanges {
+    /// Peers that stand for others now.
+    pub(super) selects: BTreeSet<Select>,
+    /// Pods' identities have come, gone or changed.
+    pub(super) groups: bool,
+    /// Nodes have changed, or which families there are: everything may have.
+    pub(super) nodes: bool,
 }
 
 impl Peers {
-    pub(super) fn new(
-        cluster: &Resolved,
+    /// Brings everything up to date, from the cluster that it was made of.
+    pub(super) fn update(
+        &mut self,
+        old: &Resolved,
+        new: &Resolved,
         questions: Questions,
-        settings: &PolicySettings,
+        selects: &BTreeSet<&Select>,
         identities: &mut IdentityAllocator,
-    ) -> Result<Self, IdentityError> {
-        let marks = questions.marks(cluster);
-        let index = |mark: Mark| marks.binary_search(&mark).ok();
-        let none = Labels::new();
-        let alike = group_pods(cluster, &none, &questions, settings, &index);
-        let mut nodes = Vec::new();
-        for node in &cluster.nodes {
-            for &address in &node.addresses {
-                let set: MarkSet = questions.of_node(address, node).filter_map(index).collect();
-                nodes.push((address, node, set));
-            }
+        from_scratch: bool,
+    ) -> Result<PeerChanges, IdentityError> {
+        let mut turnover = Turnover::default();
+        let settings = self.settings.clone();
+        self.groups.regroup((old, &self.questions), (new, &questions), &settings);
+        self.groups.turnover(new, &mut turnover);
+        let nodes = node_marks(new, &questions);
+        let owners = node_owners(&nodes);
+        let had = std::mem::take(&mut self.node_owners);
+        turnover.removed.extend(had.difference(&owners).cloned());
+        turnover.added.extend(owners.difference(&had).cloned());
+        let gone = self.prefixes.keys().filter(|prefix| !questions.prefixes.contains(prefix));
+        turnover.removed.extend(gone.map(|prefix| Owner::Prefix(*prefix)));
+        let fresh = questions.prefixes.iter().filter(|prefix| !self.prefixes.contains_key(prefix));
+        turnover.added.extend(fresh.map(|prefix| Owner::Prefix(*prefix)));
+        if from_scratch {
+            identities.assign(&turnover.added)?;
+        } else {
+            identities.change(&turnover.added, &turnover.removed)?;
         }
-        let node_sets: BTreeSet<&MarkSet> = nodes.iter().map(|(_, _, set)| set).collect();
-        let node_owner = |set: &MarkSet| {
-            let differ = node_sets.len() > 1;
-            differ.then(|| Owner::Nodes(difference(set, node_sets.iter().copied(), &marks)))
-        };
-        let mut wanted: BTreeSet<Owner> = questions.prefixes.iter().copied().map(Owner::Prefix).collect();
-        wanted.extend(nodes.iter().filter_map(|(_, _, set)| node_owner(set)));
-        wanted.extend(alike.iter().flat_map(|alike| alike.parts.keys().map(|set| alike.owner(set, &marks))));
-        identities.assign(&wanted)?;
+        self.node_owners = owners;
+        let changed = self.groups.settle(new, &questions, identities);
         let number = |owner: &Owner| identities.number(owner).unwrap_or(ids::UNMANAGED);
-
-        let (ipv4, ipv6) = (cluster.ipv4, cluster.ipv6);
-        let mut peers = Self { settings: settings.clone(), ipv4, ipv6, ..Self::default() };
-        for alike in &alike {
-            for (set, members) in &alike.parts {
-                peers.add_group(alike, set, members, number(&alike.owner(set, &marks)), &questions);
-            }
-        }
-        for (address, node, set) in &nodes {
-            let identity = node_owner(set).map_or(ids::REMOTE_NODE, |owner| number(&owner));
-            let node = NodeAddress { node: node.name.clone(), identity, marks: set.clone() };
-            peers.nodes.insert(*address, node);
-        }
-        peers.prefixes = questions.prefixes.iter().map(|prefix| (*prefix, number(&Owner::Prefix(*prefix)))).collect();
-        peers.marks = marks;
-        peers.questions = questions;
-        Ok(peers)
+        let nodes = number_nodes(nodes, &number);
+        let nodes_changed = nodes != self.nodes || (self.ipv4, self.ipv6) != (new.ipv4, new.ipv6);
+        self.nodes = nodes;
+        (self.ipv4, self.ipv6) = (new.ipv4, new.ipv6);
+        let prefixes: BTreeMap<Prefix, Identity> =
+            questions.prefixes.iter().map(|prefix| (*prefix, number(&Owner::Prefix(*prefix)))).collect();
+        let outside_changed =
+            nodes_changed || prefixes != self.prefixes || questions.api_server != self.questions.api_server;
+        self.prefixes = prefixes;
+        self.questions = questions;
+        let mut changes = PeerChanges { nodes: nodes_changed, groups: !changed.is_empty(), ..PeerChanges::default() };
+        self.reselect(selects, &changed, outside_changed, &mut changes.selects);
+        Ok(changes)
     }
 
-    fn add_group(
+    /// Brings the selections up to date.
+    fn reselect(
         &mut self,
-        alike: &Alike<'_>,
-        set: &MarkSet,
-        members: &[(IpAddr, &Pod)],
-        identity: Identity,
-        questions: &Questions,
+        wanted: &BTreeSet<&Select>,
+        changed: &BTreeSet<Identity>,
+        outside_changed: bool,
+        selects: &mut BTreeSet<Select>,
     ) {
-        let mut named: BTreeMap<(String, Protocol), BTreeSet<u16>> = BTreeMap::new();
-        let mut labels = alike.labels.clone();
-        for (address, pod) in members {
-            self.pods.insert(*address, identity);
-            for port in &pod.ports {
-                if let Some(name) = &port.name {
-                    named.entry((name.clone(), port.protocol)).or_default().insert(port.port);
+        let mut selections = std::mem::take(&mut self.selections);
+        selections.retain(|select, _| wanted.contains(select));
+        for (select, selection) in &mut selections {
+            let mut differs = false;
+            for &identity in changed {
+                let selected = self.groups.get(identity).is_some_and(|group| self.takes(select, group));
+                // Somebody whose named ports or the like have changed is somebody else.
+                differs |= selected || selection.pods.contains(&identity);
+                if selected {
+                    selection.pods.insert(identity);
+                } else {
+                    selection.pods.remove(&identity);
                 }
             }
+            if outside_changed {
+                let others = self.select_others(select);
+                differs |= others != selection.others;
+                selection.others = others;
+            }
+            if differs {
+                selects.insert(select.clone());
+            }
         }
-        // All members have the same values of what is asked for.
-        if let Some((_, pod)) = members.first() {
-            let asked = questions.keys.iter().filter_map(|key| pod.labels.get_key_value(key));
-            labels.extend(asked.map(|(key, value)| (key.clone(), value.clone())));
+        for select in wanted {
+            if !selections.contains_key(select) {
+                let meant = self.groups.iter().filter(|(_, group)| self.takes(select, group));
+                let pods = meant.map(|(identity, _)| identity).collect();
+                let selection = Selection { pods, others: self.select_others(select) };
+                selections.insert((*select).clone(), selection);
+            }
         }
-        self.groups.push(Group {
-            identity,
-            namespace: alike.namespace.to_owned(),
-            labels,
-            namespace_labels: alike.namespace_labels.clone(),
-            marks: set.clone(),
-            named,
-        });
+        self.selections = selections;
     }
 
-    pub(super) fn groups(&self) -> &[Group] {
-        &self.groups
+    pub(super) fn with(settings: PolicySettings) -> Self {
+        Self { settings, ..Self::default() }
+    }
+
+    pub(super) fn settings(&self) -> &PolicySettings {
+        &self.settings
+    }
+
+    pub(super) fn groups(&self) -> impl Iterator<Item = (Identity, &Group)> {
+        self.groups.iter()
     }
 
     pub(super) fn prefixes(&self) -> &BTreeMap<Prefix, Identity> {
@@ -223,14 +166,14 @@ impl Peers {
 
     pub(super) fn addresses<'a>(&'a self, node: &'a str) -> impl Iterator<Item = (IpAddr, Identity)> + 'a {
         let nodes = self.nodes.iter().map(move |(address, owner)| (*address, owner.seen_from(node)));
-        self.pods.iter().map(|(address, identity)| (*address, *identity)).chain(nodes)
+        self.groups.addresses().iter().map(|(address, identity)| (*address, *identity)).chain(nodes)
     }
 
     pub(super) fn identity(&self, node: &str, address: IpAddr) -> Identity {
         if let Some(owner) = self.nodes.get(&address) {
             return owner.seen_from(node);
         }
-        if let Some(identity) = self.pods.get(&address) {
+        if let Some(identity) = self.groups.addresses().get(&address) {
             return *identity;
         }
         let longest = (self.prefixes.iter())
@@ -239,14 +182,10 @@ impl Peers {
         longest.map_or_else(|| self.world(address.is_ipv4()), |(_, identity)| *identity)
     }
 
-    fn has(&self, marks: &MarkSet, mark: &Mark) -> bool {
-        self.marks.binary_search(mark).is_ok_and(|index| marks.contains(&index))
-    }
-
     /// Whether somebody is a peer whoever he is.
-    pub(super) fn is_everybody(&self, selects: &[Select]) -> bool {
+    pub(super) fn is_everybody(&self, peers: &[FormPeer]) -> bool {
         let all = |ipv4: bool| {
-            selects.iter().any(|select| match select {
+            peers.iter().any(|peer| match &peer.selects {
                 Select::Block { block, cluster: InCluster { pods: true, nodes: true } } => {
                     block.prefix.is_ipv4() == ipv4 && block.prefix.length() == 0 && block.except.is_empty()
                 }
@@ -254,36 +193,42 @@ impl Peers {
                 Select::Block { .. } | Select::Pods(_) | Select::Nodes(_) | Select::Names(_) => false,
             })
         };
-        !selects.is_empty() && (all(true) || !self.ipv4) && (all(false) || !self.ipv6)
+        !peers.is_empty() && (all(true) || !self.ipv4) && (all(false) || !self.ipv6)
     }
 
-    /// Identities that a peer stands for, nodes aside: those depend on who looks.
-    pub(super) fn select(&self, select: &Select) -> BTreeSet<Identity> {
+    /// Adds the identities that a peer stands for, nodes by address or label aside.
+    pub(super) fn select(&self, select: &Select, found: &mut BTreeSet<Identity>) {
+        if let Some(selection) = self.selections.get(select) {
+            found.extend(&selection.pods);
+            found.extend(&selection.others);
+        }
+    }
+
+    /// Whether a peer takes the pods of a group.
+    fn takes(&self, select: &Select, group: &Group) -> bool {
         match select {
-            Select::Pods(question) => self.select_pods(question),
-            Select::Block { block, cluster } => self.select_block(block, *cluster),
+            Select::Pods(question) => question.matches(&group.asked(&self.settings.cluster)),
+            Select::Block { block, cluster } => cluster.pods && group.marks.contains(&Mark::Block(block.clone())),
+            Select::Entity(entity) => *entity == Entity::Cluster,
+            Select::Nodes(_) | Select::Names(_) => false,
+        }
+    }
+
+    /// Whom a peer stands for besides pods.
+    fn select_others(&self, select: &Select) -> BTreeSet<Identity> {
+        match select {
+            Select::Block { block, .. } => self.select_block(block),
             Select::Entity(entity) => self.select_entity(*entity),
-            Select::Nodes(_) => BTreeSet::new(),
             Select::Names(pattern) => self.select_names(pattern),
+            Select::Pods(_) | Select::Nodes(_) => BTreeSet::new(),
         }
     }
 
-    fn select_pods(&self, question: &PodQuestion) -> BTreeSet<Identity> {
-        let meant = self.groups.iter().filter(|group| question.matches(&group.asked(&self.settings.cluster)));
-        meant.map(|group| group.identity).collect()
-    }
-
-    fn select_block(&self, block: &IpBlock, cluster: InCluster) -> BTreeSet<Identity> {
-        let mut found = BTreeSet::new();
-        if cluster.pods {
-            let mark = Mark::Block(block.clone());
-            let groups = self.groups.iter().filter(|group| self.has(&group.marks, &mark));
-            found.extend(groups.map(|group| group.identity));
-        }
+    fn select_block(&self, block: &IpBlock) -> BTreeSet<Identity> {
         let inside = (self.prefixes.iter()).filter(|(prefix, _)| {
             block.prefix.covers(**prefix) && !block.except.iter().any(|hole| hole.covers(**prefix))
         });
-        found.extend(inside.map(|(_, identity)| *identity));
+        let mut found: BTreeSet<Identity> = inside.map(|(_, identity)| *identity).collect();
         let ipv4 = block.prefix.is_ipv4();
         if block.prefix.length() == 0 && self.uses(ipv4) && !block.except.contains(&block.prefix) {
             found.insert(self.world(ipv4));
@@ -313,9 +258,8 @@ impl Peers {
                 nodes.chain([ids::REMOTE_NODE, ids::KUBE_APISERVER]).collect()
             }
             Entity::Cluster => {
-                let pods = self.groups.iter().map(|group| group.identity);
                 let others = [ids::HOST, ids::UNMANAGED, ids::HEALTH, ids::INIT, ids::INGRESS];
-                pods.chain(self.select_entity(Entity::RemoteNode)).chain(others).collect()
+                self.select_entity(Entity::RemoteNode).into_iter().chain(others).collect()
             }
             Entity::KubeApiserver => {
                 let outside = self.questions.api_server.iter().filter(|address| !self.nodes.contains_key(address));
@@ -345,7 +289,7 @@ impl Peers {
             Select::Entity(Entity::KubeApiserver) => (api_server_mark(), false),
             Select::Block { .. } | Select::Pods(_) | Select::Entity(_) | Select::Names(_) => return,
         };
-        for owner in self.nodes.values().filter(|owner| self.has(&owner.marks, &mark)) {
+        for owner in self.nodes.values().filter(|owner| owner.marks.contains(&mark)) {
             match direction {
                 // Directly, or through the tunnel from an address that is not known as the node's.
                 Direction::Ingress if by_address && owner.node != node => {
@@ -376,4 +320,40 @@ impl NodeAddress {
     fn seen_from(&self, node: &str) -> Identity {
         if self.node == node { ids::HOST } else { self.identity }
     }
+}
+
+/// A node's name and the marks of its addresses.
+type MarkedNodes = BTreeMap<IpAddr, (String, Marks)>;
+
+fn node_marks(cluster: &Resolved, questions: &Questions) -> MarkedNodes {
+    let mut nodes = MarkedNodes::new();
+    for node in &cluster.nodes {
+        let marked = node.addresses.iter().map(|address| (*address, questions.of_node(*address, node)));
+        nodes.extend(marked.map(|(address, marks)| (address, (node.name.clone(), marks))));
+    }
+    nodes
+}
+
+/// Where nodes differ in their marks, each set of marks has an owner.
+fn node_owners(nodes: &MarkedNodes) -> BTreeSet<Owner> {
+    let sets: BTreeSet<&Marks> = nodes.values().map(|(_, marks)| marks).collect();
+    let owners = sets.iter().map(|set| Owner::Nodes(difference(set, sets.iter().copied())));
+    if sets.len() > 1 { owners.collect() } else { BTreeSet::new() }
+}
+
+fn number_nodes(nodes: MarkedNodes, number: &impl Fn(&Owner) -> Identity) -> BTreeMap<IpAddr, NodeAddress> {
+    let sets: BTreeSet<Marks> = nodes.values().map(|(_, marks)| marks.clone()).collect();
+    let identities: BTreeMap<&Marks, Identity> = (sets.iter())
+        .map(|set| {
+            let owner = || Owner::Nodes(difference(set, sets.iter()));
+            (set, if sets.len() > 1 { number(&owner()) } else { ids::REMOTE_NODE })
+        })
+        .collect();
+    nodes
+        .into_iter()
+        .map(|(address, (node, marks))| {
+            let identity = identities.get(&marks).copied().unwrap_or(ids::REMOTE_NODE);
+            (address, NodeAddress { node, identity, marks })
+        })
+        .collect()
 }

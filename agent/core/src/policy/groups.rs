@@ -1,0 +1,258 @@
+//! Pods → identities. Kept from one state of the cluster to the next, so that a change costs what it touches.
+//!
+//! Pods of a namespace with the same labels (of those that count) are alike; what policies ask for ([`Mark`]s) parts
+//! their addresses, and each part is a group with an identity of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use datapath_abi::ids::{self, Identity};
+
+use super::asked::Questions;
+use super::settings::PolicySettings;
+use crate::identity::{IdentityAllocator, Mark, Owner};
+use crate::labels::Labels;
+use crate::model::question::{Asked, DEFAULT_SERVICE_ACCOUNT, SERVICE_ACCOUNT};
+use crate::model::{Name, Pod, Protocol, Resolved};
+
+/// What tells addresses apart.
+pub(super) type Marks = BTreeSet<Mark>;
+
+/// Namespace and labels.
+type Key = (String, Labels);
+
+/// Addresses of pods that share an identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Group {
+    namespace: String,
+    /// Labels that count, those that are asked for, and the service account.
+    labels: Labels,
+    namespace_labels: Labels,
+    pub(super) marks: Marks,
+    /// Numbers of the pods' named ports.
+    named: BTreeMap<(String, Protocol), BTreeSet<u16>>,
+}
+
+impl Group {
+    pub(super) fn ports(&self, name: &str, protocol: Protocol) -> impl Iterator<Item = u16> + '_ {
+        self.named.get(&(name.to_owned(), protocol)).into_iter().flatten().copied()
+    }
+
+    pub(super) fn asked<'a>(&'a self, cluster: &'a str) -> Asked<'a> {
+        Asked {
+            namespace: &self.namespace,
+            labels: &self.labels,
+            namespace_labels: &self.namespace_labels,
+            service_account: self.labels.get(SERVICE_ACCOUNT).map_or(DEFAULT_SERVICE_ACCOUNT, String::as_str),
+            cluster,
+        }
+    }
+}
+
+/// Pods that have the same labels.
+#[derive(Clone, Debug, Default)]
+struct Alike {
+    /// Their addresses, by their marks.
+    parts: BTreeMap<Marks, BTreeMap<IpAddr, Name>>,
+    owners: BTreeMap<Marks, (Owner, Identity)>,
+}
+
+/// Owners that come and go.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Turnover {
+    pub(super) added: BTreeSet<Owner>,
+    pub(super) removed: BTreeSet<Owner>,
+}
+
+/// All groups.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Groups {
+    alike: BTreeMap<Key, Alike>,
+    groups: BTreeMap<Identity, Group>,
+    addresses: BTreeMap<IpAddr, Identity>,
+    /// Keys whose parts have changed since identities were given.
+    dirty: BTreeSet<Key>,
+}
+
+/// The labels of a pod that make its identity.
+fn key(pod: &Pod, settings: &PolicySettings) -> Key {
+    let own = pod.labels.iter().filter(|(key, _)| settings.identity_labels.counts(key));
+    let mut labels: Labels = own.map(|(key, value)| (key.clone(), value.clone())).collect();
+    if let Some(account) = &pod.service_account {
+        labels.insert(SERVICE_ACCOUNT.to_owned(), account.clone());
+    }
+    (pod.name.namespace.clone(), labels)
+}
+
+/// The marks of a set that are not in all of the sets: what tells its addresses from the others.
+pub(super) fn difference<'a>(set: &Marks, sets: impl Iterator<Item = &'a Marks> + Clone) -> Marks {
+    set.iter().filter(|mark| !sets.clone().all(|other| other.contains(mark))).cloned().collect()
+}
+
+impl Groups {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Identity, &Group)> {
+        self.groups.iter().map(|(identity, group)| (*identity, group))
+    }
+
+    pub(super) fn get(&self, identity: Identity) -> Option<&Group> {
+        self.groups.get(&identity)
+    }
+
+    pub(super) fn addresses(&self) -> &BTreeMap<IpAddr, Identity> {
+        &self.addresses
+    }
+
+    /// Brings the parts up to date. What was asked before, and the cluster that was, must be what the parts were made of.
+    pub(super) fn regroup(
+        &mut self,
+        old: (&Resolved, &Questions),
+        new: (&Resolved, &Questions),
+        settings: &PolicySettings,
+    ) {
+        let asked = old.1.changes(new.1);
+        let mut before = own_pods(old.0).peekable();
+        let mut after = own_pods(new.0).peekable();
+        loop {
+            // Both in the order of names.
+            let order = match (before.peek(), after.peek()) {
+                (None, None) => break,
+                (Some(_), None) => std::cmp::Ordering::Less,
+                (None, Some(_)) => std::cmp::Ordering::Greater,
+                (Some(a), Some(b)) => a.name.cmp(&b.name),
+            };
+            let was = if order.is_le() { before.next() } else { None };
+            let is = if order.is_ge() { after.next() } else { None };
+            if let (Some(was), Some(is)) = (was, is)
+                && was == is
+                && !asked.concern(is)
+            {
+                continue;
+            }
+            if let Some(was) = was {
+                self.remove(was, old.1, settings);
+            }
+            if let Some(is) = is {
+                self.add(is, new.1, settings);
+            }
+        }
+        // Labels of a namespace belong to the identities in it.
+        let changed = new.0.namespaces.iter().filter(|(name, labels)| old.0.namespaces.get(*name) != Some(labels));
+        for (name, _) in changed {
+            let from = (name.clone(), Labels::new());
+            let own = self.alike.range(from..).take_while(|((namespace, _), _)| namespace == name);
+            self.dirty.extend(own.map(|(key, _)| key.clone()));
+        }
+    }
+
+    fn remove(&mut self, pod: &Pod, questions: &Questions, settings: &PolicySettings) {
+        let key = key(pod, settings);
+        if let Some(alike) = self.alike.get_mut(&key) {
+            for address in &pod.addresses {
+                let marks = questions.of_pod(*address, pod);
+                if let Some(part) = alike.parts.get_mut(&marks) {
+                    part.remove(address);
+                    if part.is_empty() {
+                        alike.parts.remove(&marks);
+                    }
+                }
+                self.addresses.remove(address);
+            }
+        }
+        self.dirty.insert(key);
+    }
+
+    fn add(&mut self, pod: &Pod, questions: &Questions, settings: &PolicySettings) {
+        let key = key(pod, settings);
+        let alike = self.alike.entry(key.clone()).or_default();
+        for address in &pod.addresses {
+            let part = alike.parts.entry(questions.of_pod(*address, pod)).or_default();
+            part.insert(*address, pod.name.clone());
+        }
+        self.dirty.insert(key);
+    }
+
+    /// Owners that the changed parts no longer have, and those that they have anew.
+    pub(super) fn turnover(&self, cluster: &Resolved, turnover: &mut Turnover) {
+        for key in &self.dirty {
+            let Some(alike) = self.alike.get(key) else { continue };
+            let new: BTreeSet<Owner> = alike.parts.keys().map(|marks| owner(key, alike, marks, cluster)).collect();
+            let old: BTreeSet<&Owner> = alike.owners.values().map(|(owner, _)| owner).collect();
+            turnover.removed.extend(old.iter().filter(|owner| !new.contains(owner)).map(|owner| (*owner).clone()));
+            turnover.added.extend(new.into_iter().filter(|owner| !old.contains(owner)));
+        }
+    }
+
+    /// Groups of the changed parts anew. Returns identities whose group has come, gone or changed.
+    pub(super) fn settle(
+        &mut self,
+        cluster: &Resolved,
+        questions: &Questions,
+        identities: &IdentityAllocator,
+    ) -> BTreeSet<Identity> {
+        let mut before: BTreeMap<Identity, Option<Group>> = BTreeMap::new();
+        let dirty = std::mem::take(&mut self.dirty);
+        for key in &dirty {
+            for (_, identity) in self.alike.get(key).into_iter().flat_map(|alike| alike.owners.values()) {
+                let gone = self.groups.remove(identity);
+                before.entry(*identity).or_insert(gone);
+            }
+        }
+        for key in &dirty {
+            let Some(alike) = self.alike.get_mut(key) else { continue };
+            if alike.parts.is_empty() {
+                self.alike.remove(key);
+                continue;
+            }
+            let mut owners = BTreeMap::new();
+            for (marks, members) in &alike.parts {
+                let owner = owner(key, alike, marks, cluster);
+                let identity = identities.number(&owner).unwrap_or(ids::UNMANAGED);
+                owners.insert(marks.clone(), (owner, identity));
+                self.addresses.extend(members.keys().map(|address| (*address, identity)));
+                before.entry(identity).or_insert(None);
+                self.groups.insert(identity, group(key, marks, members, cluster, questions));
+            }
+            alike.owners = owners;
+        }
+        let changed = before.into_iter().filter(|(identity, was)| self.groups.get(identity) != was.as_ref());
+        changed.map(|(identity, _)| identity).collect()
+    }
+}
+
+fn own_pods(cluster: &Resolved) -> impl Iterator<Item = &Pod> {
+    cluster.pods.values().filter(|pod| !pod.host_network)
+}
+
+fn owner(key: &Key, alike: &Alike, marks: &Marks, cluster: &Resolved) -> Owner {
+    Owner::Pods {
+        namespace: key.0.clone(),
+        labels: key.1.clone(),
+        namespace_labels: cluster.namespaces.get(&key.0).cloned().unwrap_or_default(),
+        marks: difference(marks, alike.parts.keys()),
+    }
+}
+
+fn group(
+    key: &Key,
+    marks: &Marks,
+    members: &BTreeMap<IpAddr, Name>,
+    cluster: &Resolved,
+    questions: &Questions,
+) -> Group {
+    let mut named: BTreeMap<(String, Protocol), BTreeSet<u16>> = BTreeMap::new();
+    let mut labels = key.1.clone();
+    for (index, pod) in members.values().filter_map(|name| cluster.pods.get(name)).enumerate() {
+        for port in &pod.ports {
+            if let Some(name) = &port.name {
+                named.entry((name.clone(), port.protocol)).or_default().insert(port.port);
+            }
+        }
+        // All members have the same values of what is asked for.
+        if index == 0 {
+            let asked = questions.keys.iter().filter_map(|key| pod.labels.get_key_value(key));
+            labels.extend(asked.map(|(key, value)| (key.clone(), value.clone())));
+        }
+    }
+    let namespace_labels = cluster.namespaces.get(&key.0).cloned().unwrap_or_default();
+    Group { namespace: key.0.clone(), labels, namespace_labels, marks: marks.clone(), named }
+}
