@@ -40,6 +40,11 @@ packages=()
 command -v cc >/dev/null || packages+=(gcc libc6-dev)
 command -v git >/dev/null || packages+=(git)
 command -v ip >/dev/null || packages+=(iproute2)
+# Labs try these beside our own sockets.
+command -v ping >/dev/null || packages+=(iputils-ping)
+command -v curl >/dev/null || packages+=(curl)
+command -v iperf3 >/dev/null || packages+=(iperf3)
+command -v dig >/dev/null || packages+=(dnsutils)
 # llvm-objcopy, and what bpf-linker is linked against.
 [ -x "/usr/lib/llvm-$LLVM/bin/llvm-objcopy" ] || packages+=("llvm-$LLVM")
 if ! bpf-linker --version 2>/dev/null | grep -qF " $LINKER_VERSION"; then

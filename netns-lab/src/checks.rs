@@ -7,6 +7,7 @@ use agent_api::{Counter, Request};
 use anyhow::{Context as _, Result};
 use datapath_abi::DropReason;
 
+use crate::clients;
 use crate::probe::{PATIENCE, SILENCE, connect, datagram, eventually, shout};
 use crate::report::Report;
 use crate::wire;
@@ -33,6 +34,7 @@ pub const ALL: &[Check] = &[
     Check { name: "wire-neighbours", cluster: wire::cluster::CLUSTER, look: wire::neighbours::look },
     Check { name: "wire-simulated", cluster: wire::cluster::CLUSTER, look: wire::simulated::look },
     Check { name: "offloads", cluster: wire::cluster::CLUSTER, look: wire::offloads::look },
+    Check { name: "clients", cluster: wire::cluster::CLUSTER, look: clients::look },
     Check { name: "wire-over-ipv6", cluster: wire::cluster::CLUSTER6, look: wire::over_ipv6 },
     Check { name: "path-mtu", cluster: wire::path_mtu::CLUSTER, look: wire::path_mtu::look },
     Check { name: "path-mtu-ipv6", cluster: wire::path_mtu::CLUSTER6, look: wire::path_mtu::look6 },

@@ -11,6 +11,7 @@
 pub mod bench;
 pub mod capture;
 pub mod checks;
+pub mod clients;
 pub mod command;
 pub mod lab;
 mod lockstep;

@@ -135,6 +135,9 @@ fn check_with(cluster: &str, segments: &[&str], settings: &[(&str, &str)], looks
     let mut report = Report::default();
     let ended: Vec<_> = looks.iter().map(|look| look(&mut world, &mut report)).collect();
     print!("{}", report.text());
+    for (what, _) in report.checks().iter().filter(|(what, _)| what.starts_with("skip: ")) {
+        println!("{what}");
+    }
     for end in ended {
         end.unwrap();
     }
@@ -167,4 +170,38 @@ fn tunnels_over_ipv6_need_an_mtu_that_the_way_takes() {
 #[test]
 fn the_wire_is_as_it_should_be_over_ipv6() {
     check(wire::cluster::CLUSTER6, &[], &[wire::over_ipv6]);
+}
+
+#[test]
+fn programs_that_everybody_knows_talk_through_it() {
+    check(wire::cluster::CLUSTER, &[], &[netns_lab::clients::look]);
+}
+
+/// Checks that fail, by name.
+fn failures(world: &mut World, look: Look) -> Vec<String> {
+    let mut report = Report::default();
+    // What a broken network does not let through may end a check early.
+    let ended = look(world, &mut report);
+    let failed = report.checks().iter().filter(|(_, wrong)| wrong.is_some()).map(|(what, _)| what.clone());
+    failed.chain(ended.err().map(|error| format!("{error:#}"))).collect()
+}
+
+#[test]
+fn what_is_broken_on_purpose_is_noticed() {
+    if let Some(line) = datapath_kernel::skip_line() {
+        println!("{line}");
+        return;
+    }
+    node::use_program(std::path::Path::new(env!("CARGO_BIN_EXE_netns-lab")));
+    let mut world = World::new(wire::cluster::CLUSTER).unwrap();
+    assert_eq!(failures(&mut world, wire::sizes::look), Vec::<String>::new());
+
+    // A pod that believes in 1500 bytes sends what becomes too long between nodes.
+    let near = wire::cluster::pod(&world, wire::cluster::NEAR, false).unwrap();
+    let device = wire::cluster::endpoint(&world, &near).unwrap().device;
+    world.node("left").unwrap().ip_all(&format!("link set {device} mtu 1500\nlink set weir_vxlan mtu 1500")).unwrap();
+    world.pod(wire::cluster::NEAR).unwrap().ip("link set eth0 mtu 1500").unwrap();
+    let failed = failures(&mut world, wire::sizes::look);
+    println!("{failed:#?}");
+    assert!(failed.iter().any(|what| what.contains("no payload up to 1472 bytes is cut")), "{failed:?}");
 }
