@@ -58,7 +58,7 @@ pub enum Failure {
     Identity(#[from] agent_core::IdentityError),
     /// Endpoints do not fit the objects.
     #[error(transparent)]
-    Desired(#[from] agent_core::DesiredError),
+    Desired(Box<agent_core::DesiredError>),
     /// Maps could not be made what they should be.
     #[error(transparent)]
     Reconcile(#[from] agent_core::ReconcileError),
@@ -71,6 +71,12 @@ pub enum Failure {
     /// Files, settings of the kernel.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+}
+
+impl From<agent_core::DesiredError> for Failure {
+    fn from(error: agent_core::DesiredError) -> Self {
+        Self::Desired(Box::new(error))
+    }
 }
 
 impl Failure {

@@ -133,8 +133,11 @@ fn load_one(
     })
 }
 
-/// Loads programs on every processor: nearly all the time is the verifier's, and it takes no lock for a privileged caller.
-/// The longest programs come first. The error is that of the first program that has one.
+/// Processors that load programs at once: the two longest of them take most of the time.
+const LOADERS: usize = 4;
+
+/// Loads programs on several processors: nearly all the time is the verifier's, which takes no lock for a privileged
+/// caller. The longest programs come first. The error is that of the first program that has one.
 fn load_all(linked: &[LinkedProgram], license: &CStr, btf: Option<&OwnedFd>) -> Result<Vec<Program>, KernelError> {
     let mut order: Vec<&LinkedProgram> = linked.iter().collect();
     order.sort_by_key(|program| std::cmp::Reverse(program.insns.len()));
@@ -149,7 +152,7 @@ fn load_all(linked: &[LinkedProgram], license: &CStr, btf: Option<&OwnedFd>) -> 
         }
         done
     };
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(order.len());
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(LOADERS).min(order.len());
     let mut all = std::thread::scope(|scope| {
         let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
         let mut all = work();

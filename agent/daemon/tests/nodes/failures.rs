@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -181,7 +180,6 @@ fn a_folder_of_ten_thousand_objects_is_read() {
         .replace("n1", "n2")
         .replace("10.244.1.0/24, 'fd00:10:244:1::/64'", "10.245.0.0/16, 'fd00:10:245::/64'")
         .replace("192.0.2.1", "192.0.2.2");
-    let began = Instant::now();
     node.write("other.yaml", &other);
     let objects = node.folder.path().join("objects");
     for file in 0..1000_u32 {
@@ -207,11 +205,7 @@ fn a_folder_of_ten_thousand_objects_is_read() {
             break shown;
         }
     };
-    println!(
-        "10,000 objects in 1000 files: {:?} from the first file; last pass {}",
-        began.elapsed(),
-        seen["last_pass"]
-    );
+    println!("10,000 objects in 1000 files, last pass: {}", seen["last_pass"]);
     assert_eq!(seen["healthy"], json!(true), "{seen}");
     let owners = node.ask(r#"{"request":"ipcache-list"}"#);
     assert!(owners["ok"].as_array().unwrap().len() > 20_000);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::routing::{Lab, POLICY, lab};
-use crate::support::{Node, pause};
+use crate::support::{Ends, Node, pause};
 
 const CONNECTIONS: usize = 200;
 
@@ -64,6 +64,7 @@ fn two_hundred_connections_and_a_denied_flow_do_not_notice_that_agents_are_kille
         let again = sent_again(&lab);
         let Lab { nodes, .. } = &mut lab;
         std::thread::scope(|scope| {
+            let _ends = Ends(&end);
             scope.spawn(|| {
                 while !end.load(Ordering::Relaxed) {
                     let round = rounds.fetch_add(1, Ordering::Relaxed);
@@ -88,8 +89,7 @@ fn two_hundred_connections_and_a_denied_flow_do_not_notice_that_agents_are_kille
                         return;
                     }
                 }
-                end.store(true, Ordering::Relaxed);
-                panic!("traffic has stopped");
+                panic!("traffic has stopped: {before:?}");
             };
             goes_on();
             nodes.iter_mut().for_each(Node::kill);
@@ -99,7 +99,6 @@ fn two_hundred_connections_and_a_denied_flow_do_not_notice_that_agents_are_kille
                 node.wait_for("maps are as the objects say");
             });
             goes_on();
-            end.store(true, Ordering::Relaxed);
         });
         println!(
             "{} rounds over {CONNECTIONS} connections, {} packets denied, {} segments sent again",

@@ -113,12 +113,21 @@ pub fn echo((client, server): &mut (TcpStream, TcpStream)) {
     assert_eq!(&bytes, b"back!");
 }
 
+/// Sets a flag when it goes, also by a panic: threads of a scope that wait for it then end.
+pub struct Ends<'a>(pub &'a std::sync::atomic::AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
 /// Lets this much time go by.
 pub fn pause(time: Duration) {
     let (mut never, _other) = UnixStream::pair().unwrap();
     never.set_read_timeout(Some(time)).unwrap();
-    let error = never.read(&mut [0]).unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    // A process that is stopped and goes on is interrupted: then it waits anew.
+    while never.read(&mut [0]).unwrap_err().kind() != std::io::ErrorKind::WouldBlock {}
 }
 
 /// The node of [`Node::new`].
