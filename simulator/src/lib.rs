@@ -5,6 +5,8 @@ pub mod cluster;
 pub mod commands;
 pub mod engines;
 pub mod fuzz;
+pub mod lint;
+pub mod manifests;
 pub mod packet;
 pub mod report;
 pub mod scenario;

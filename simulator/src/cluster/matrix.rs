@@ -18,7 +18,7 @@ pub enum Cell {
     Allow,
     /// They did not.
     Deny,
-    /// Not asked: an endpoint to itself.
+    /// Not asked: an endpoint to itself, or a question that was left out.
     Same,
 }
 
@@ -104,8 +104,11 @@ pub fn endpoints(model: &Model) -> Vec<Party> {
     model.pods().keys().cloned().map(Party::Pod).chain([Party::World]).collect()
 }
 
+/// Whether a sender (index) is to be asked about a receiver.
+pub type Wanted<'a> = &'a (dyn Fn(usize, usize) -> bool + Sync);
+
 /// What is asked, and how.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Question<'a> {
     /// Objects.
     pub model: &'a Model,
@@ -115,6 +118,8 @@ pub struct Question<'a> {
     pub parties: &'a [Party],
     /// Ports, one table each.
     pub ports: &'a [Protocol],
+    /// Questions that are asked; `None`: all.
+    pub wanted: Option<Wanted<'a>>,
     /// Address family; `None`: IPv4 where both ends have it.
     pub family: Option<Family>,
     /// Clusters that are asked at the same time. The answer does not depend on it; captures need one.
@@ -161,7 +166,7 @@ struct Share {
 }
 
 impl Question<'_> {
-    /// Asks. `progress` is told after every row, how many cells it has.
+    /// Asks. `progress` is told after every row, how many questions it asked.
     ///
     /// # Errors
     /// See [`AskError`].
@@ -225,7 +230,14 @@ impl Question<'_> {
             let (Some(port), Some(from)) = (self.ports.get(table), found.get(sender)) else { break };
             let mut row = Row { number, cells: Vec::with_capacity(found.len()), whys: Vec::new() };
             for (receiver, to) in found.iter().enumerate() {
-                let ends = from.as_ref().zip(to.as_ref()).filter(|_| sender != receiver);
+                if sender == receiver || self.wanted.is_some_and(|wanted| !wanted(sender, receiver)) {
+                    row.cells.push(Cell::Same);
+                    if self.options.verdicts {
+                        row.whys.push(NO_REASON);
+                    }
+                    continue;
+                }
+                let ends = from.as_ref().zip(to.as_ref());
                 // Ends without a family in common cannot reach each other.
                 let probe = ends.and_then(|(from, to)| Probe::between(from, to, *port, self.family));
                 let why = match probe {
@@ -236,21 +248,16 @@ impl Question<'_> {
                     }
                     None => Why::NO_FAMILY,
                 };
-                let cell = if why.allowed() { Cell::Allow } else { Cell::Deny };
-                row.cells.push(if sender == receiver { Cell::Same } else { cell });
+                row.cells.push(if why.allowed() { Cell::Allow } else { Cell::Deny });
                 if self.options.verdicts {
-                    row.whys.push(if sender == receiver {
-                        NO_REASON
-                    } else {
-                        *known.entry(why).or_insert_with(|| {
-                            share.reasons.push(why);
-                            u32::try_from(share.reasons.len() - 1).unwrap_or(NO_REASON)
-                        })
-                    });
+                    row.whys.push(*known.entry(why).or_insert_with(|| {
+                        share.reasons.push(why);
+                        u32::try_from(share.reasons.len() - 1).unwrap_or(NO_REASON)
+                    }));
                 }
             }
+            progress(row.cells.iter().filter(|cell| **cell != Cell::Same).count());
             share.rows.push(row);
-            progress(found.len());
         }
         cluster.finish_captures().map_err(ClusterError::Capture)?;
         share.runs = cluster.runs();

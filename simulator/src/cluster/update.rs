@@ -59,7 +59,7 @@ pub enum ClusterError {
     Engine(#[from] EngineError),
     /// The control plane was asked for something that is not there.
     #[error(transparent)]
-    Desired(#[from] DesiredError),
+    Desired(Box<DesiredError>),
     /// The maps cannot hold what they should.
     #[error("node `{node}`: {source}")]
     Reconcile {
@@ -74,6 +74,12 @@ pub enum ClusterError {
     /// More pods on one node than endpoint numbers.
     #[error("node `{0}` has more than 65535 pods")]
     Endpoints(String),
+}
+
+impl From<DesiredError> for ClusterError {
+    fn from(error: DesiredError) -> Self {
+        Self::Desired(Box::new(error))
+    }
 }
 
 impl Cluster {

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::io::IsTerminal as _;
 
+use agent_core::Model;
 use agent_core::model::PortSelector;
 use agent_core::model::cilium::CiliumPort;
-use agent_core::{Compiled, IdentityAllocator, Model};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Failure;
@@ -20,7 +20,7 @@ const MANY: usize = 20_000;
 /// # Errors
 /// Clusters that cannot be made; faults of programs.
 pub fn ask(question: Question<'_>, title: &'static str) -> Result<Answer, Failure> {
-    let probes = question.parties.len() * question.parties.len() * question.ports.len();
+    let probes = count(&question) * question.ports.len();
     let options = question.options;
     let alone = options.pcap.is_some() || options.engine == EngineKind::Kernel || probes < MANY;
     let threads = if alone { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
@@ -31,12 +31,13 @@ pub fn ask(question: Question<'_>, title: &'static str) -> Result<Answer, Failur
     Ok(answer)
 }
 
-/// The policies of a model, by the numbers that its clusters use.
-///
-/// # Errors
-/// When identities are used up.
-pub fn compile(model: &Model) -> Result<Compiled, Failure> {
-    Compiled::new(model, &mut IdentityAllocator::default()).map_err(|error| Failure::Input(error.to_string()))
+/// Pairs that are asked for.
+fn count(question: &Question<'_>) -> usize {
+    let all = question.parties.len();
+    match question.wanted {
+        None => all * all.saturating_sub(1),
+        Some(wanted) => (0..all).map(|from| (0..all).filter(|to| from != *to && wanted(from, *to)).count()).sum(),
+    }
 }
 
 fn progress(probes: usize, title: &'static str) -> ProgressBar {

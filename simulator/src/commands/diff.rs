@@ -9,11 +9,12 @@ use std::process::ExitCode;
 use agent_core::Model;
 use serde::Serialize;
 
-use super::ask::{ask, compile, once, ports_of_policies};
+use super::ask::{ask, once, ports_of_policies};
 use super::{Failure, files, parse_port};
 use crate::cluster::explain::By;
 use crate::cluster::matrix::{Question, declared_ports, endpoints};
 use crate::cluster::{EngineKind, Family, Options, Party, Protocol};
+use crate::report::alike::{Alike, Version};
 use crate::report::allow::{self, Expected};
 use crate::report::diff::{Block, Group, Side, compare};
 use crate::report::junit::{self, Case};
@@ -67,6 +68,9 @@ pub struct Args {
     /// Write a JUnit report.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
+    /// Send every probe, also those that both versions answer alike because their maps hold the same for them.
+    #[arg(long)]
+    all: bool,
     /// What runs the bytecode.
     #[arg(long, value_enum, default_value_t)]
     engine: EngineKind,
@@ -104,14 +108,16 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         })
         .collect();
     let options = Options { engine: args.engine, seed: args.seed, verdicts: true, ..Options::default() };
-    let matrix = |model: &Model, title| {
-        let (options, parties, ports) = (&options, &parties, &ports);
-        ask(Question { model, options, parties, ports, family: args.family, threads: 1 }, title)
+    let version = |model| Version::new(model).map_err(|error| Failure::Input(error.to_string()));
+    let (before, after) = (version(before)?, version(after)?);
+    let alike = (!args.all).then(|| Alike::new(&before, &after, &parties));
+    let wanted = |from: usize, to: usize| alike.as_ref().is_none_or(|alike| alike.may_differ(from, to));
+    let matrix = |version: &Version, title| {
+        let (model, options, parties, ports) = (&version.model, &options, &parties, &ports);
+        ask(Question { model, options, parties, ports, wanted: Some(&wanted), family: args.family, threads: 1 }, title)
     };
     let (old, new) = (matrix(&before, "before ")?.matrix, matrix(&after, "after  ")?.matrix);
-    let (rules_before, rules_after) = (compile(&before)?, compile(&after)?);
-    let book_before = Book::new(&rules_before, before.nodes().iter().map(|node| node.name.as_str()), &parties);
-    let book_after = Book::new(&rules_after, after.nodes().iter().map(|node| node.name.as_str()), &parties);
+    let (book_before, book_after) = (Book::of(&before, &parties), Book::of(&after, &parties));
     let diff = compare(Side { matrix: &old, book: &book_before }, Side { matrix: &new, book: &book_after }, &expected);
     let unused: Vec<String> =
         diff.unused.iter().filter_map(|number| expected.get(*number)).map(|line| line.text.clone()).collect();
@@ -120,8 +126,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         matrix: &new,
         before: &book_before,
         after: &book_after,
-        gone: &only(&before, &after),
-        new: &only(&after, &before),
+        gone: &only(&before.model, &after.model),
+        new: &only(&after.model, &before.model),
         unused: &unused,
     };
     if let Some(path) = &args.junit {

@@ -1,11 +1,12 @@
 //! Manifests: files, folders (all of their YAML and JSON, sorted), `-` for standard input.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use agent_core::{Model, Settings};
+use agent_core::{InputErrors, Model, Settings};
 
 use super::Failure;
+use crate::manifests;
 
 /// Endings of files that are read in folders.
 const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
@@ -44,13 +45,19 @@ fn text(path: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(path).map_err(|error| Failure::Input(format!("{}: {error}", path.display())))
 }
 
-/// The cluster that manifests describe.
+/// The cluster that manifests describe. What was passed over is told on standard error.
 ///
 /// # Errors
 /// Everything that is wrong with them.
 pub fn model(paths: &[PathBuf]) -> Result<Model, Failure> {
-    let files = read(paths)?;
-    Model::parse(&files, Settings::default()).map_err(|errors| Failure::Input(errors.to_string()))
+    let manifests = manifests::read(&read(paths)?);
+    if !manifests.passed.is_empty() {
+        let _ = writeln!(std::io::stderr(), "note: {}", manifests.passed);
+    }
+    if !manifests.errors.is_empty() {
+        return Err(Failure::Input(InputErrors(manifests.errors).to_string()));
+    }
+    Model::from_objects(manifests.objects, Settings::default()).map_err(|errors| Failure::Input(errors.to_string()))
 }
 
 /// The later version of a cluster: where nodes are the same in both, pods that stay keep the node and the addresses that

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use agent_core::Model;
 use serde::{Deserialize, Serialize};
 
-use super::ask::{ask, compile, once};
+use super::ask::{ask, once};
 use super::{Failure, files, parse_port};
 use crate::cluster::matrix::{Answer, Cell, Matrix, Question, declared_ports, endpoints, of};
 use crate::cluster::{EngineKind, Family, Options, Party, Protocol};
+use crate::report::alike::Version;
 use crate::report::{Book, page};
 
 /// What `--help` says at its end.
@@ -74,13 +75,14 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         options: &options,
         parties: &parties,
         ports: &ports,
+        wanted: None,
         family: args.family,
         threads: 1,
     };
     let answer = ask(question, "")?;
     if let Some(path) = &args.html {
-        let compiled = compile(&model)?;
-        let book = Book::new(&compiled, model.nodes().iter().map(|node| node.name.as_str()), &parties);
+        let version = Version::new(model.clone()).map_err(|error| Failure::Input(error.to_string()))?;
+        let book = Book::of(&version, &parties);
         let page = page::write(&answer.matrix, &book).map_err(|error| Failure::Output(error.into()))?;
         std::fs::write(path, page).map_err(|error| Failure::Input(format!("{}: {error}", path.display())))?;
     }

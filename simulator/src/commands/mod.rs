@@ -7,6 +7,7 @@ mod diff;
 mod explain;
 mod files;
 mod fuzz;
+mod lint;
 mod matrix;
 mod run;
 
@@ -44,6 +45,8 @@ enum Command {
     Explain(explain::Args),
     /// What changes from one version to another: every verdict, and the rule that changes it.
     Diff(diff::Args),
+    /// What is probably not meant: selectors that match nothing, rules that never decide, denies by accident, and more.
+    Lint(lint::Args),
     /// Random packets and state through several engines; any difference is written out as a scenario.
     Fuzz(fuzz::Args),
     /// Writes a completion script for a shell.
@@ -165,6 +168,7 @@ pub fn main() -> ExitCode {
         Command::Matrix(args) => matrix::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Lint(args) => lint::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "weir-sim", &mut std::io::stdout());

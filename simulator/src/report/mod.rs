@@ -3,6 +3,7 @@
 //! Invariant: nothing here decides anything. Verdicts and the numbers of their rules come from the bytecode
 //! ([`crate::cluster::why`]); this turns them into names, files and lines.
 
+pub mod alike;
 pub mod allow;
 pub mod diff;
 pub mod junit;
@@ -18,6 +19,7 @@ use agent_core::{Compiled, Direction, PolicyRef};
 use crate::cluster::explain::{By, kind_word};
 use crate::cluster::why::Ended;
 use crate::cluster::{Party, Said, Spoke, Why};
+use alike::Version;
 
 /// The policies of one version, with what isolates whom.
 #[derive(Debug)]
@@ -41,7 +43,9 @@ pub enum Line {
 
 impl<'a> Book<'a> {
     /// For these parties; lines name them by their index.
-    pub fn new(compiled: &'a Compiled, nodes: impl Iterator<Item = &'a str>, parties: &[Party]) -> Self {
+    pub fn of(version: &'a Version, parties: &[Party]) -> Self {
+        let compiled = &version.compiled;
+        let nodes = version.model.nodes().iter().map(|node| node.name.as_str());
         let mut sets: Vec<Vec<PolicyRef>> = Vec::new();
         let mut known: BTreeMap<Vec<PolicyRef>, usize> = BTreeMap::new();
         let mut number = |set: Vec<PolicyRef>| match known.get(&set) {
