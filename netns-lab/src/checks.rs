@@ -37,6 +37,7 @@ pub const ALL: &[Check] = &[
     Check { name: "clients", cluster: wire::cluster::CLUSTER, look: clients::look },
     Check { name: "wire-over-ipv6", cluster: wire::cluster::CLUSTER6, look: wire::over_ipv6 },
     Check { name: "path-mtu", cluster: wire::path_mtu::CLUSTER, look: wire::path_mtu::look },
+    Check { name: "path-mtu-native", cluster: wire::path_mtu::CLUSTER, look: wire::path_mtu::look_native },
     Check { name: "path-mtu-ipv6", cluster: wire::path_mtu::CLUSTER6, look: wire::path_mtu::look6 },
 ];
 

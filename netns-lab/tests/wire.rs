@@ -161,6 +161,12 @@ fn senders_learn_what_their_path_takes() {
 }
 
 #[test]
+fn senders_learn_what_their_path_takes_without_tunnels() {
+    let settings = [("routing-mode", "'native'")];
+    check_with(wire::path_mtu::CLUSTER, &["left", "right"], &settings, &[wire::path_mtu::look_native]);
+}
+
+#[test]
 fn tunnels_over_ipv6_need_an_mtu_that_the_way_takes() {
     let (cluster, segments) = (wire::path_mtu::CLUSTER6, ["left", "right"]);
     check_with(cluster, &segments, &[("mtu", "1330")], &[wire::path_mtu::look6]);

@@ -14,7 +14,7 @@ mod file;
 #[expect(unsafe_code, reason = "packet sockets with what only they tell")]
 mod sys;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -184,6 +184,13 @@ impl Capture {
         }
         self.lost += sys::lost(&self.socket).with_context(|| format!("capturing at {}", self.name))?;
         Ok(())
+    }
+}
+
+/// Readable when there are frames that were not asked for yet.
+impl AsFd for Capture {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

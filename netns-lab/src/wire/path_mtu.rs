@@ -2,7 +2,8 @@
 //!
 //! - Outside the cluster: the router's `fragmentation needed` (RFC 1191) or `packet too big` (RFC 8201) reaches the pod's
 //!   socket, also if policies let nothing into the pod: an error belongs to the flow that it quotes.
-//! - Between nodes: the pod's packet is inside another. Over IPv4 the outer one may be cut: the router cuts it, the other
+//! - Between nodes without tunnels it is the same.
+//! - Between nodes with tunnels the pod's packet is inside another. Over IPv4 the outer one may be cut: the router cuts it, the other
 //!   node puts it together, and the pods notice nothing.
 //! - Over IPv6 routers do not cut, and neither does the kernel's tunnel (`ip6_fragment` refuses, `Ip6FragFails`): the
 //!   router tells the node, which knows then, but a packet that came to the tunnel device by a redirect has no route to
@@ -138,7 +139,39 @@ fn beyond(world: &World) -> Result<Place> {
 fn outside(world: &World, report: &mut Report, host: &Place, ipv6: bool) -> Result<()> {
     let near = cluster::pod(world, NEAR, ipv6)?;
     let [_, for_udp, for_tcp] = NETWORK[usize::from(ipv6)].map(str::parse::<IpAddr>);
-    let (client, server) = (traffic::udp(near.place, near.address, 0)?, traffic::udp(host, for_udp?, PORT)?);
+    let way = Road { what: "outside", near, host, for_udp: for_udp?, for_tcp: for_tcp? };
+    learns(report, &way, ipv6)
+}
+
+/// A narrow way between nodes that do not tunnel: it is the pods' own.
+///
+/// # Errors
+/// A lab that does not do what must go before.
+pub fn look_native(world: &mut World, report: &mut Report) -> Result<()> {
+    for (prefix, via) in [("10.62.2.0/24", "172.30.2.12"), ("fd62:0:0:2::/64", "fd30:0:0:2::12")] {
+        world.outside().ip_all(&format!("route change {prefix} via {via} dev seg1 onlink mtu lock {NARROW}"))?;
+    }
+    for ipv6 in [false, true] {
+        let (near, far) = (cluster::pod(world, NEAR, ipv6)?, cluster::pod(world, FAR, ipv6)?);
+        let way = Road { what: "to another node", near, host: far.place, for_udp: far.address, for_tcp: far.address };
+        learns(report, &way, ipv6)?;
+    }
+    Ok(())
+}
+
+/// A way on which a router takes less than the pod sends.
+struct Road<'a> {
+    what: &'a str,
+    near: Pod<'a>,
+    host: &'a Place,
+    for_udp: IpAddr,
+    /// If it is another address, the pod's stack has to learn once more.
+    for_tcp: IpAddr,
+}
+
+fn learns(report: &mut Report, way: &Road<'_>, ipv6: bool) -> Result<()> {
+    let near = &way.near;
+    let (client, server) = (traffic::udp(near.place, near.address, 0)?, traffic::udp(way.host, way.for_udp, PORT)?);
     traffic::warm_up(&client, &server)?;
     client.connect(server.local_addr()?)?;
     set_cutting(&client, ipv6, Cutting::Never)?;
@@ -147,21 +180,22 @@ fn outside(world: &World, report: &mut Report, host: &Place, ipv6: bool) -> Resu
     client.send(&traffic::bytes(before - headers(ipv6)))?;
     let told = capture.wait(PATIENCE, "the router's word", |frame| frame.way == Way::In && too_big(frame).is_some());
     let recording = capture.stop()?;
-    let found = told.map_err(|error| format!("{error:#}")).and_then(|frame| router_said(&frame, &near));
+    let found = told.map_err(|error| format!("{error:#}")).and_then(|frame| router_said(&frame, near));
     let found = found.and_then(|said| learned(&client, &server, ipv6).map(|learned| format!("{said}; {learned}")));
-    note(report, &format!("{}: a pod's socket learns what the way outside takes", family(ipv6)), &[recording], found);
+    let name = format!("{}: a pod's socket learns what the way {} takes", family(ipv6), way.what);
+    note(report, &name, &[recording], found);
 
-    let taps = Taps::start(&[(near.place, "eth0"), (host, "eth0")])?;
-    let went = traffic::bulk(near.place, host, SocketAddr::new(for_tcp?, PORT), BULK);
+    let taps = Taps::start(&[(near.place, "eth0"), (way.host, "eth0")])?;
+    let went = traffic::bulk(near.place, way.host, SocketAddr::new(way.for_tcp, PORT), BULK);
     let all: [Recording; 2] = taps.stop()?;
     let found = went.map_err(|error| format!("{error:#}")).and_then(|()| {
         let told = all[0].frames.iter().filter(|frame| frame.way == Way::In && too_big(frame).is_some()).count();
-        if told == 0 {
+        if told == 0 && way.for_tcp != way.for_udp {
             return Err("the router said nothing, so this shows nothing".to_owned());
         }
         small(&all[1].frames, near.address)
     });
-    note(report, &format!("{}: TCP goes on with smaller segments", family(ipv6)), &all, found);
+    note(report, &format!("{}: TCP {} goes on with smaller segments", family(ipv6), way.what), &all, found);
     Ok(())
 }
 

@@ -1,13 +1,20 @@
 //! Captures at several devices at the same time, and what became of a check that used them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
+use rustix::event::{PollFd, PollFlags};
 
 use crate::capture::{self, Capture, Frame, Recording, Way};
 use crate::place::Place;
+use crate::poll;
 use crate::report::Report;
 use crate::wire::packet::{Ip, Packet};
+
+/// How long nothing has to come before captures end; and how often that is tried, because others may talk on and on.
+const QUIET: Duration = Duration::from_millis(10);
+const ROUNDS: usize = 100;
 
 /// What a check found: a summary of what it looked at, or what is wrong.
 pub type Found = std::result::Result<String, String>;
@@ -31,11 +38,20 @@ impl Taps {
         devices.iter().map(|(place, device)| Capture::start(place, device)).collect::<Result<_>>().map(Self)
     }
 
-    /// Ends all.
+    /// Ends all, when nothing has passed any of them for [`QUIET`]: what passed the first device has passed the last.
     ///
     /// # Errors
     /// As [`Capture::stop`].
-    pub fn stop<const N: usize>(self) -> Result<[Recording; N]> {
+    pub fn stop<const N: usize>(mut self) -> Result<[Recording; N]> {
+        for _ in 0..ROUNDS {
+            for capture in &mut self.0 {
+                capture.frames()?;
+            }
+            let mut sockets: Vec<_> = self.0.iter().map(|capture| PollFd::new(capture, PollFlags::IN)).collect();
+            if poll::any(&mut sockets, QUIET)? == 0 {
+                break;
+            }
+        }
         let all: Vec<Recording> = self.0.into_iter().map(Capture::stop).collect::<Result<_>>()?;
         all.try_into().map_err(|all: Vec<_>| anyhow::anyhow!("{} captures, {N} wanted", all.len()))
     }
