@@ -1,14 +1,14 @@
 //! The command line.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use datapath_kernel::{missing_privilege, probe_tcx};
+use datapath_kernel::{missing_privilege, probe_clsact, probe_tcx};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -87,6 +87,11 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Prints. Whoever reads may have gone; the labs are finished all the same, and the exit code is theirs.
+fn say(text: &str) {
+    let _ = io::Write::write_all(&mut io::stdout(), text.as_bytes());
+}
+
 fn dispatch(cli: &Cli) -> Result<ExitCode> {
     let everything = Command::Run { names: Vec::new(), only: None, keep_captures: None };
     match cli.command.as_ref().unwrap_or(&everything) {
@@ -111,9 +116,9 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
             begin()?;
             let rows = bench::run(usize::from(*rounds), *seconds, &|what| eprintln!("{what}"))?;
             if cli.json {
-                rows.iter().try_for_each(|row| serde_json::to_string(row).map(|line| println!("{line}")))?;
+                rows.iter().try_for_each(|row| serde_json::to_string(row).map(|line| say(&(line + "\n"))))?;
             } else {
-                print!("{}", bench::text(&rows));
+                say(&bench::text(&rows));
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -123,7 +128,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
             if let (Some(name), true) = (name, gone.is_empty()) {
                 bail!("no lab {name} stands");
             }
-            gone.iter().for_each(|name| println!("{name} is down"));
+            gone.iter().for_each(|name| say(&format!("{name} is down\n")));
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -148,7 +153,8 @@ fn obstacle() -> Option<String> {
     if let Some(missing) = missing_privilege() {
         return Some(format!("needs root ({missing})"));
     }
-    probe_tcx().err().map(|error| format!("this kernel cannot attach the datapath (TCX, Linux 6.6): {error}"))
+    let neither = probe_tcx().or_else(|_| probe_clsact());
+    neither.err().map(|error| format!("this kernel cannot attach the datapath, neither by TCX nor by clsact: {error}"))
 }
 
 fn chosen(cli: &Cli, names: &[String]) -> Result<Vec<Lab>> {
@@ -203,10 +209,10 @@ fn list(cli: &Cli) -> Result<ExitCode> {
                 runs_here: obstacle.is_none(),
                 obstacle: obstacle.as_deref(),
             };
-            println!("{}", serde_json::to_string(&listed)?);
+            say(&(serde_json::to_string(&listed)? + "\n"));
         } else {
             let here = obstacle.as_deref().map(|why| format!(" (not here: {why})")).unwrap_or_default();
-            println!("{:<14} {:>3} scenarios  {}{here}", lab.name, scenarios, lab.about);
+            say(&format!("{:<14} {:>3} scenarios  {}{here}\n", lab.name, scenarios, lab.about));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -271,14 +277,14 @@ fn run(cli: &Cli, labs: &[Lab], how: &How) -> Result<ExitCode> {
                 bar.inc(1);
                 bar.suspend(|| {
                     if !cli.json {
-                        print!("{}", text(&lab.name, finished, cli.verbose))
+                        say(&text(&lab.name, finished, cli.verbose));
                     }
                 });
             }
         });
         bar.finish_and_clear();
         if cli.json {
-            println!("{}", serde_json::to_string(&Summary::new(&report))?);
+            say(&(serde_json::to_string(&Summary::new(&report))? + "\n"));
             for finished in &report.finished {
                 let line = Line {
                     lab: &lab.name,
@@ -289,13 +295,13 @@ fn run(cli: &Cli, labs: &[Lab], how: &How) -> Result<ExitCode> {
                     skipped: finished.skipped.as_deref(),
                     millis: finished.took.as_millis(),
                 };
-                println!("{}", serde_json::to_string(&line)?);
+                say(&(serde_json::to_string(&line)? + "\n"));
             }
         }
         reports.push(report);
     }
     if !cli.json {
-        print!("{}", table(&reports, began.elapsed()));
+        say(&table(&reports, began.elapsed()));
     }
     let all = || reports.iter().flat_map(|report| &report.finished);
     Ok(match (all().any(|one| one.error.is_some()), all().any(|one| !one.differences.is_empty())) {
@@ -306,7 +312,7 @@ fn run(cli: &Cli, labs: &[Lab], how: &How) -> Result<ExitCode> {
 }
 
 fn progress() -> ProgressBar {
-    let terminal = std::io::stderr().is_terminal();
+    let terminal = io::stderr().is_terminal();
     let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(None, target);
     match ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {elapsed}") {
@@ -372,15 +378,16 @@ fn up(lab: &Lab, name: &str) -> Result<ExitCode> {
     }
     let began = Instant::now();
     let world = lab::up(lab, Run::begin(Some(name))?)?;
-    println!("{name} stands ({:.2} s):", began.elapsed().as_secs_f32());
+    let mut text = format!("{name} stands ({:.2} s):\n", began.elapsed().as_secs_f32());
     for place in world.places().chain([world.outside(), world.switch()]) {
-        println!("  {:<24} nsenter --net={}", place.name(), place.path());
+        let _ = writeln!(text, "  {:<24} nsenter --net={}", place.name(), place.path());
     }
-    println!("Its agents:");
+    text.push_str("Its agents:\n");
     for node in world.nodes() {
-        println!("  {:<24} weir --socket {} status", node, world.agent(node)?.socket().display());
+        let _ = writeln!(text, "  {:<24} weir --socket {} status", node, world.agent(node)?.socket().display());
     }
-    println!("`netns-lab down {name}` takes it down.");
+    let _ = writeln!(text, "`netns-lab down {name}` takes it down.");
+    say(&text);
     world.leave_standing()?;
     Ok(ExitCode::SUCCESS)
 }
