@@ -3,9 +3,11 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "blocks of a file that nobody writes")]
 
 use std::net::UdpSocket;
+use std::sync::Mutex;
 
 use agent_core::{Model, Settings};
 use netns_lab::capture::{self, Capture, Checksum, Way};
+use netns_lab::clients;
 use netns_lab::node;
 use netns_lab::place::Place;
 use netns_lab::registry::Run;
@@ -100,11 +102,15 @@ fn a_capture_has_every_frame_since_its_start_and_knows_who_writes_the_checksum()
 #[test]
 fn a_capture_that_lost_frames_says_so() {
     let Some((left, right)) = cable() else { return };
+    for place in [&left, &right] {
+        place.ip("link set eth0 mtu 65000").unwrap();
+    }
     let (client, _server) = sockets(&left, &right);
     let capture = Capture::start(&left, "eth0").unwrap();
-    let sent = 64_000;
+    // About four times what the queue takes.
+    let sent = 8_000;
     for _ in 0..sent {
-        client.send_to(&[0; 1400], "192.0.2.2:5000").unwrap();
+        client.send_to(&[0; 60_000], "192.0.2.2:5000").unwrap();
     }
     let recording = capture.stop().unwrap();
     assert!(recording.lost > 0 && !recording.frames.is_empty());
@@ -113,94 +119,53 @@ fn a_capture_that_lost_frames_says_so() {
     assert!(recording.complete().is_err());
 }
 
-/// Builds a world and looks; every check must hold.
-fn check(cluster: &str, segments: &[&str], looks: &[Look]) {
-    check_with(cluster, segments, &[], looks);
-}
-
 type Look = fn(&mut World, &mut Report) -> anyhow::Result<()>;
 
-/// As [`check`], with settings of the agents.
-fn check_with(cluster: &str, segments: &[&str], settings: &[(&str, &str)], looks: &[Look]) {
+/// One world at a time: each has agents whose programs the verifier goes through.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// A world of this cluster with a segment for each of these nodes (none: one for all); `None` where that is not allowed.
+fn world(cluster: &str, segments: &[&str]) -> Option<World> {
     if let Some(line) = datapath_kernel::skip_line() {
         println!("{line}");
-        return;
+        return None;
     }
     node::use_program(std::path::Path::new(env!("CARGO_BIN_EXE_netns-lab")));
     let model = Model::parse(&[("lab.yaml".to_owned(), cluster.to_owned())], Settings::default()).unwrap();
     let segments = segments.iter().map(|nodes| Segment { mtu: 1500, nodes: vec![(*nodes).to_owned()] }).collect();
-    let mut topology = Topology { segments, ..Topology::default() };
-    topology.agent.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-    let mut world = World::build(Run::begin(None).unwrap(), &model, cluster, topology).unwrap();
-    let mut report = Report::default();
-    let ended: Vec<_> = looks.iter().map(|look| look(&mut world, &mut report)).collect();
-    print!("{}", report.text());
-    for (what, _) in report.checks().iter().filter(|(what, _)| what.starts_with("skip: ")) {
-        println!("{what}");
-    }
-    for end in ended {
-        end.unwrap();
-    }
-    let (passed, failed) = report.counts();
-    assert!(failed == 0 && passed > 0, "{failed} checks failed");
+    let topology = Topology { segments, ..Topology::default() };
+    Some(World::build(Run::begin(None).unwrap(), &model, cluster, topology).unwrap())
 }
 
-#[test]
-fn the_wire_is_as_it_should_be() {
-    check(wire::cluster::CLUSTER, &[], &[wire::look, wire::sizes::look, wire::neighbours::look, wire::simulated::look]);
-}
-
-#[test]
-fn checksums_are_right_with_and_without_offloads() {
-    check(wire::cluster::CLUSTER, &[], &[wire::offloads::look]);
-}
-
-#[test]
-fn senders_learn_what_their_path_takes() {
-    check(wire::path_mtu::CLUSTER, &["left", "right"], &[wire::path_mtu::look]);
-}
-
-#[test]
-fn senders_learn_what_their_path_takes_without_tunnels() {
-    let settings = [("routing-mode", "'native'")];
-    check_with(wire::path_mtu::CLUSTER, &["left", "right"], &settings, &[wire::path_mtu::look_native]);
-}
-
-#[test]
-fn tunnels_over_ipv6_need_an_mtu_that_the_way_takes() {
-    let (cluster, segments) = (wire::path_mtu::CLUSTER6, ["left", "right"]);
-    check_with(cluster, &segments, &[("mtu", "1330")], &[wire::path_mtu::look6]);
-    check_with(cluster, &segments, &[], &[wire::path_mtu::look6]);
-}
-
-#[test]
-fn the_wire_is_as_it_should_be_over_ipv6() {
-    check(wire::cluster::CLUSTER6, &[], &[wire::over_ipv6]);
-}
-
-#[test]
-fn programs_that_everybody_knows_talk_through_it() {
-    check(wire::cluster::CLUSTER, &[], &[netns_lab::clients::look]);
-}
-
-/// Checks that fail, by name.
+/// What does not hold, by name.
 fn failures(world: &mut World, look: Look) -> Vec<String> {
     let mut report = Report::default();
     // What a broken network does not let through may end a check early.
     let ended = look(world, &mut report);
+    print!("{}", report.text());
+    for (what, _) in report.checks().iter().filter(|(what, _)| what.starts_with("skip: ")) {
+        println!("{what}");
+    }
+    assert!(ended.is_err() || !report.checks().is_empty(), "nothing was looked at");
     let failed = report.checks().iter().filter(|(_, wrong)| wrong.is_some()).map(|(what, _)| what.clone());
     failed.chain(ended.err().map(|error| format!("{error:#}"))).collect()
 }
 
 #[test]
-fn what_is_broken_on_purpose_is_noticed() {
-    if let Some(line) = datapath_kernel::skip_line() {
-        println!("{line}");
-        return;
+fn the_wire_is_as_it_should_be_until_it_is_broken() {
+    let _one = ONE.lock();
+    let Some(mut world) = world(wire::cluster::CLUSTER, &[]) else { return };
+    let looks: [Look; 6] = [
+        wire::look,
+        wire::sizes::look,
+        wire::neighbours::look,
+        wire::simulated::look,
+        wire::offloads::look,
+        clients::look,
+    ];
+    for look in looks {
+        assert_eq!(failures(&mut world, look), Vec::<String>::new());
     }
-    node::use_program(std::path::Path::new(env!("CARGO_BIN_EXE_netns-lab")));
-    let mut world = World::new(wire::cluster::CLUSTER).unwrap();
-    assert_eq!(failures(&mut world, wire::sizes::look), Vec::<String>::new());
 
     // A pod that believes in 1500 bytes sends what becomes too long between nodes.
     let near = wire::cluster::pod(&world, wire::cluster::NEAR, false).unwrap();
@@ -208,6 +173,20 @@ fn what_is_broken_on_purpose_is_noticed() {
     world.node("left").unwrap().ip_all(&format!("link set {device} mtu 1500\nlink set weir_vxlan mtu 1500")).unwrap();
     world.pod(wire::cluster::NEAR).unwrap().ip("link set eth0 mtu 1500").unwrap();
     let failed = failures(&mut world, wire::sizes::look);
-    println!("{failed:#?}");
     assert!(failed.iter().any(|what| what.contains("no payload up to 1472 bytes is cut")), "{failed:?}");
+}
+
+#[test]
+fn senders_learn_what_their_path_takes() {
+    let _one = ONE.lock();
+    let Some(mut world) = world(wire::path_mtu::CLUSTER, &["left", "right"]) else { return };
+    assert_eq!(failures(&mut world, wire::path_mtu::look), Vec::<String>::new());
+}
+
+/// A limit, and no aim: with the agents' setting `mtu` nothing is lost, which the lab `path-mtu-ipv6` shows.
+#[test]
+fn tunnels_over_ipv6_lose_what_a_way_does_not_take_that_agents_do_not_know_of() {
+    let _one = ONE.lock();
+    let Some(mut world) = world(wire::path_mtu::CLUSTER6, &["left", "right"]) else { return };
+    assert_eq!(failures(&mut world, wire::path_mtu::look6), Vec::<String>::new());
 }

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use pcap_file::pcapng::{Block, PcapNgReader};
@@ -44,7 +45,9 @@ pub fn look(world: &mut World, report: &mut Report) -> Result<()> {
 
 /// Tunnel packets of a probe in the simulator.
 fn frames(world: &World, protocol: Protocol, ipv6: bool) -> Result<Vec<Vec<u8>>> {
-    let folder = std::env::temp_dir().join(format!("weir-lab-simulated-{}", std::process::id()));
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("weir-lab-simulated-{}-{number}", std::process::id()));
     let _gone = Gone(folder.clone());
     let mut cluster =
         Cluster::new(world.model().clone(), Options { pcap: Some(folder.clone()), ..Options::default() })?;
