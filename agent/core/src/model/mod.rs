@@ -163,17 +163,62 @@ impl Model {
     /// # Errors
     /// Everything that does not fit; then nothing has changed.
     pub fn apply(&mut self, objects: Vec<Object>) -> Result<(), InputErrors> {
-        let mut all = self.objects.clone();
-        let mut places: BTreeMap<ObjectKey, usize> = all.iter().map(Object::key).zip(0..).collect();
-        for object in objects {
-            let place = *places.entry(object.key()).or_insert(all.len());
-            match all.get_mut(place) {
-                Some(old) => *old = object,
-                None => all.push(object),
+        // Policies change nothing but themselves.
+        let mut resolved = Resolved::clone(&self.resolved);
+        let policies_only = objects.iter().all(|object| resolved.put_policy(object));
+        let had = self.objects.len();
+        let undo = self.put(objects);
+        if policies_only {
+            self.resolved = Arc::new(resolved);
+            return Ok(());
+        }
+        let mut report = Report::default();
+        let mut placements = self.placements.clone();
+        let resolved = resolve::resolve(&self.objects, self.settings, &mut placements, &mut report);
+        match report.finish(resolved) {
+            Ok(resolved) => {
+                self.placements = placements;
+                self.resolved = Arc::new(resolved);
+                Ok(())
+            }
+            Err(errors) => {
+                self.objects.truncate(had);
+                for (place, object) in undo.into_iter().rev() {
+                    if let Some(new) = self.objects.get_mut(place) {
+                        *new = object;
+                    }
+                }
+                Err(errors)
             }
         }
-        *self = Self::build(self.settings, all, self.placements.clone())?;
-        Ok(())
+    }
+
+    /// Adds or replaces objects; returns those that were replaced, with their places.
+    fn put(&mut self, objects: Vec<Object>) -> Vec<(usize, Object)> {
+        let mut replaced = Vec::new();
+        let wanted: BTreeSet<ObjectKey> = objects.iter().map(Object::key).collect();
+        let is_wanted = |(place, object): (usize, &Object)| {
+            // Most objects are passed over without a copy of their names.
+            let meta = object.meta();
+            let named = wanted.iter().any(|key| key.name.name == meta.name && key.name.namespace == meta.namespace);
+            let key = named.then(|| object.key()).filter(|key| wanted.contains(key));
+            key.map(|key| (key, place))
+        };
+        let few = wanted.len() <= 8;
+        let all = self.objects.iter().enumerate();
+        let mut places: BTreeMap<ObjectKey, usize> = if few {
+            all.filter_map(is_wanted).collect()
+        } else {
+            all.map(|(place, object)| (object.key(), place)).collect()
+        };
+        for object in objects {
+            let place = *places.entry(object.key()).or_insert(self.objects.len());
+            match self.objects.get_mut(place) {
+                Some(old) => replaced.push((place, std::mem::replace(old, object))),
+                None => self.objects.push(object),
+            }
+        }
+        replaced
     }
 
     /// As [`Self::from_objects`], where an earlier run has filled in nodes and addresses of pods: they keep them.

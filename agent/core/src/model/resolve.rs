@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use super::cilium::{CidrGroup, CiliumPolicy};
 use super::object::{EndpointSlice, Name, NetworkPolicy, Object, PodObject, Service, ServiceType};
@@ -28,19 +29,19 @@ impl Placement {
     }
 }
 
-/// The complete cluster.
+/// The complete cluster. What a change leaves alone is shared with the cluster before it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Resolved {
-    pub(crate) pods: BTreeMap<Name, Pod>,
+    pub(crate) pods: Arc<BTreeMap<Name, Pod>>,
     pub(crate) nodes: Vec<Node>,
-    pub(crate) namespaces: BTreeMap<String, Labels>,
+    pub(crate) namespaces: Arc<BTreeMap<String, Labels>>,
     pub(crate) policies: BTreeMap<Name, NetworkPolicy>,
     /// Those of the whole cluster have no namespace.
     pub(crate) cilium_policies: BTreeMap<Name, CiliumPolicy>,
     pub(crate) cluster_policies: BTreeMap<String, ClusterPolicy>,
     pub(crate) cidr_groups: BTreeMap<String, CidrGroup>,
-    pub(crate) services: BTreeMap<Name, Service>,
-    pub(crate) slices: BTreeMap<Name, EndpointSlice>,
+    pub(crate) services: Arc<BTreeMap<Name, Service>>,
+    pub(crate) slices: Arc<BTreeMap<Name, EndpointSlice>>,
     pub(crate) ipv4: bool,
     pub(crate) ipv6: bool,
 }
@@ -52,7 +53,7 @@ pub(super) fn resolve(
     report: &mut Report,
 ) -> Resolved {
     let mut resolved = Resolved::default();
-    namespaces(objects, &mut resolved.namespaces);
+    namespaces(objects, Arc::make_mut(&mut resolved.namespaces));
     resolved.nodes = nodes::nodes(objects, settings, report);
     let wanted = expand::wanted_pods(objects, &resolved.nodes, report);
     pods(&wanted, &mut resolved, placements, report);
@@ -65,32 +66,54 @@ pub(super) fn resolve(
     resolved.ipv6 = addresses().any(|ipv4| !ipv4);
     for object in objects {
         match object {
-            Object::NetworkPolicy(policy) => {
-                let name = policy.meta.full_name();
-                resolved.policies.insert(name, policy.clone());
-            }
-            Object::CiliumPolicy(policy) => {
-                resolved.cilium_policies.insert(policy.meta.full_name(), policy.clone());
-            }
-            Object::ClusterPolicy(policy) => {
-                resolved.cluster_policies.insert(policy.meta.name.clone(), policy.clone());
-            }
-            Object::CidrGroup(group) => {
-                resolved.cidr_groups.insert(group.meta.name.clone(), group.clone());
+            Object::NetworkPolicy(_) | Object::CiliumPolicy(_) | Object::ClusterPolicy(_) | Object::CidrGroup(_) => {
+                resolved.put_policy(object);
             }
             Object::Service(service) => {
                 let name = service.meta.full_name();
-                resolved.services.insert(name, service.clone());
+                Arc::make_mut(&mut resolved.services).insert(name, service.clone());
             }
             Object::EndpointSlice(slice) => {
-                resolved.slices.insert(slice.meta.full_name(), slice.clone());
+                Arc::make_mut(&mut resolved.slices).insert(slice.meta.full_name(), slice.clone());
             }
             Object::Namespace(_) | Object::Node(_) | Object::Pod(_) | Object::Workload(_) | Object::Inert { .. } => {}
         }
     }
     cluster_addresses(objects, &mut resolved, report);
-    slices::derive(&resolved.services, &resolved.pods, &resolved.nodes, &mut resolved.slices);
+    let slices = Arc::make_mut(&mut resolved.slices);
+    slices::derive(&resolved.services, &resolved.pods, &resolved.nodes, slices);
     resolved
+}
+
+impl Resolved {
+    /// Adds or replaces a policy or a CIDR group. `false`: it is something else, or brings a namespace that is not there,
+    /// and everything has to be resolved anew.
+    pub(super) fn put_policy(&mut self, object: &Object) -> bool {
+        let name = object.meta().full_name();
+        let known = name.namespace.is_empty() || self.namespaces.contains_key(&name.namespace);
+        match object {
+            Object::NetworkPolicy(policy) => {
+                self.policies.insert(name, policy.clone());
+            }
+            Object::CiliumPolicy(policy) => {
+                self.cilium_policies.insert(name, policy.clone());
+            }
+            Object::ClusterPolicy(policy) => {
+                self.cluster_policies.insert(name.name, policy.clone());
+            }
+            Object::CidrGroup(group) => {
+                self.cidr_groups.insert(name.name, group.clone());
+            }
+            Object::Namespace(_)
+            | Object::Node(_)
+            | Object::Pod(_)
+            | Object::Workload(_)
+            | Object::Service(_)
+            | Object::EndpointSlice(_)
+            | Object::Inert { .. } => return false,
+        }
+        known
+    }
 }
 
 fn namespaces(objects: &[Object], namespaces: &mut BTreeMap<String, Labels>) {
@@ -163,7 +186,7 @@ fn pods(
         } else {
             placements.insert(name.clone(), Placement { node: home.name.clone(), addresses: Vec::new() });
         }
-        resolved.pods.insert(
+        Arc::make_mut(&mut resolved.pods).insert(
             name.clone(),
             Pod {
                 name,
@@ -295,7 +318,7 @@ fn cluster_addresses(objects: &[Object], resolved: &mut Resolved, report: &mut R
         };
         let wanted =
             !service.headless && service.kind != ServiceType::ExternalName && service.cluster_addresses.is_empty();
-        let Some(service) = resolved.services.get_mut(&service.meta.full_name()) else {
+        let Some(service) = Arc::make_mut(&mut resolved.services).get_mut(&service.meta.full_name()) else {
             continue;
         };
         if !wanted {

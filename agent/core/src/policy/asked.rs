@@ -145,6 +145,11 @@ pub(super) struct Changed {
 }
 
 impl Changed {
+    /// Whether nothing is.
+    pub(super) fn is_empty(&self) -> bool {
+        self.blocks.is_empty() && self.ports.is_empty() && self.keys.is_empty()
+    }
+
     /// Whether a pod's marks may differ.
     pub(super) fn concern(&self, pod: &Pod) -> bool {
         self.blocks.iter().any(|block| pod.addresses.iter().any(|address| block.prefix.contains(*address)))

@@ -102,36 +102,26 @@ impl Groups {
         &self.addresses
     }
 
-    /// Brings the parts up to date. What was asked before, and the cluster that was, must be what the parts were made of.
+    /// Brings the parts up to date, told which pods have come, gone or changed. What was asked before, and the cluster that was, must be what the parts were made of.
     pub(super) fn regroup(
         &mut self,
         old: (&Resolved, &Questions),
         new: (&Resolved, &Questions),
+        changed: &BTreeSet<Name>,
         settings: &PolicySettings,
     ) {
         let asked = old.1.changes(new.1);
-        let mut before = own_pods(old.0).peekable();
-        let mut after = own_pods(new.0).peekable();
-        loop {
-            // Both in the order of names.
-            let order = match (before.peek(), after.peek()) {
-                (None, None) => break,
-                (Some(_), None) => std::cmp::Ordering::Less,
-                (None, Some(_)) => std::cmp::Ordering::Greater,
-                (Some(a), Some(b)) => a.name.cmp(&b.name),
-            };
-            let was = if order.is_le() { before.next() } else { None };
-            let is = if order.is_ge() { after.next() } else { None };
-            if let (Some(was), Some(is)) = (was, is)
-                && was == is
-                && !asked.concern(is)
-            {
-                continue;
-            }
-            if let Some(was) = was {
+        let mut moved: BTreeSet<&Name> = changed.iter().collect();
+        if !asked.is_empty() {
+            moved.extend(own_pods(new.0).filter(|pod| asked.concern(pod)).map(|pod| &pod.name));
+        }
+        for name in &moved {
+            if let Some(was) = own_pod(old.0, name) {
                 self.remove(was, old.1, settings);
             }
-            if let Some(is) = is {
+        }
+        for name in moved {
+            if let Some(is) = own_pod(new.0, name) {
                 self.add(is, new.1, settings);
             }
         }
@@ -217,6 +207,10 @@ impl Groups {
         let changed = before.into_iter().filter(|(identity, was)| self.groups.get(identity) != was.as_ref());
         changed.map(|(identity, _)| identity).collect()
     }
+}
+
+fn own_pod<'a>(cluster: &'a Resolved, name: &Name) -> Option<&'a Pod> {
+    cluster.pods.get(name).filter(|pod| !pod.host_network)
 }
 
 fn own_pods(cluster: &Resolved) -> impl Iterator<Item = &Pod> {

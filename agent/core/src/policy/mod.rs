@@ -159,9 +159,10 @@ impl Compiled {
             .flat_map(|form| form.rules.iter().flat_map(|rule| rule.peers.iter().flatten()))
             .map(|peer| &peer.selects)
             .collect();
-        let peers = self.peers.update(&old, &cluster, questions, &selects, identities, from_scratch)?;
-        let mut changes = Changes { all: peers.nodes, ..Changes::default() };
-        changes.find_pods(&old, &cluster);
+        let pods = changed_pods(&old, &cluster);
+        let peers = self.peers.update((&old, &cluster), &pods, questions, &selects, identities, from_scratch)?;
+        let mut changes = Changes { all: peers.nodes, pods, forms: Vec::new() };
+        changes.find_namespaces(&old, &cluster);
         changes.find_forms(&self.lowered, &lowered);
         if peers.nodes || !changes.forms.is_empty() {
             self.rules = RuleTable::default();
@@ -320,12 +321,38 @@ impl Compiled {
     }
 }
 
+/// Pods that have come, gone or changed.
+fn changed_pods(old: &Resolved, new: &Resolved) -> BTreeSet<Name> {
+    let mut changed = BTreeSet::new();
+    if Arc::ptr_eq(&old.pods, &new.pods) {
+        return changed;
+    }
+    let mut before = old.pods.iter().peekable();
+    for (name, is) in new.pods.iter() {
+        // Both in the order of names.
+        while let Some((gone, _)) = before.next_if(|(was, _)| *was < name) {
+            changed.insert(gone.clone());
+        }
+        let was = before.next_if(|(was, _)| *was == name);
+        if was.map(|(_, was)| was) != Some(is) {
+            changed.insert(name.clone());
+        }
+    }
+    changed.extend(before.map(|(gone, _)| gone.clone()));
+    changed
+}
+
 impl Changes {
-    fn find_pods(&mut self, old: &Resolved, new: &Resolved) {
-        let moved = new.namespaces.iter().filter(|(name, labels)| old.namespaces.get(*name) != Some(labels));
-        let moved: BTreeSet<&String> = moved.map(|(name, _)| name).collect();
-        let differs = |pod: &&Pod| moved.contains(&pod.name.namespace) || old.pods.get(&pod.name) != Some(pod);
-        self.pods.extend(new.pods.values().filter(differs).map(|pod| pod.name.clone()));
+    fn find_namespaces(&mut self, old: &Resolved, new: &Resolved) {
+        if Arc::ptr_eq(&old.namespaces, &new.namespaces) {
+            return;
+        }
+        let changed = new.namespaces.iter().filter(|(name, labels)| old.namespaces.get(*name) != Some(labels));
+        for (namespace, _) in changed {
+            let from = Name::new(namespace, "");
+            let own = new.pods.range(from..).take_while(|(name, _)| name.namespace == *namespace);
+            self.pods.extend(own.map(|(name, _)| name.clone()));
+        }
     }
 
     fn find_forms(&mut self, old: &Lowered, new: &Lowered) {

@@ -12,7 +12,7 @@ use super::groups::{Group, Groups, Marks, Turnover, difference};
 use super::rules::Direction;
 use super::settings::PolicySettings;
 use crate::identity::{IdentityAllocator, IdentityError, Mark, Owner};
-use crate::model::{Entity, IpBlock, NamePattern, Resolved};
+use crate::model::{Entity, IpBlock, Name, NamePattern, Resolved};
 use crate::prefix::Prefix;
 
 /// An address of a node.
@@ -63,8 +63,8 @@ impl Peers {
     /// Brings everything up to date, from the cluster that it was made of.
     pub(super) fn update(
         &mut self,
-        old: &Resolved,
-        new: &Resolved,
+        (old, new): (&Resolved, &Resolved),
+        changed_pods: &BTreeSet<Name>,
         questions: Questions,
         selects: &BTreeSet<&Select>,
         identities: &mut IdentityAllocator,
@@ -72,7 +72,7 @@ impl Peers {
     ) -> Result<PeerChanges, IdentityError> {
         let mut turnover = Turnover::default();
         let settings = self.settings.clone();
-        self.groups.regroup((old, &self.questions), (new, &questions), &settings);
+        self.groups.regroup((old, &self.questions), (new, &questions), changed_pods, &settings);
         self.groups.turnover(new, &mut turnover);
         let nodes = node_marks(new, &questions);
         let owners = node_owners(&nodes);
