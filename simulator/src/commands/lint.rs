@@ -46,7 +46,7 @@ fn notes() -> String {
          not YAML.\n\nChecks:\n",
     );
     for check in CHECKS {
-        let _ = writeln!(text, "  {:24} {:8} {}", check.id, check.level.name(), check.finds);
+        let _ = writeln!(text, "\n{} ({})\n    {}", check.id, check.level.name(), check.finds);
     }
     text
 }
