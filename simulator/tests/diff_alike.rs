@@ -70,7 +70,7 @@ fn policy(number: u64, random: &mut Random) -> String {
 fn write(file: &Path, documents: &[String]) {
     let mut text = String::new();
     for document in documents {
-        let _ = write!(text, "{document}---\n");
+        let _ = writeln!(text, "{document}---");
     }
     std::fs::write(file, text).unwrap();
 }
