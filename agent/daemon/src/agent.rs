@@ -170,7 +170,11 @@ impl Agent {
     pub async fn sync(&mut self) -> Result<usize, Failure> {
         let (model, _) = self.own_model()?;
         let mut identities = self.identities.clone();
-        let compiled = Compiled::new(&model, &mut identities)?;
+        // On copies: what is not on disk yet must not be in force.
+        let compiled = match self.compiled.clone() {
+            Some(mut compiled) => compiled.update(&model, &mut identities).map(|_| compiled)?,
+            None => Compiled::new(&model, &mut identities)?,
+        };
         self.state.change(|saved| {
             saved.set_identities(&identities);
             saved.placements = placements(&model);
