@@ -225,7 +225,8 @@ impl Compiled {
             let flags = if local { IpFlags::LOCAL_HOST | IpFlags::NODE } else { IpFlags::NODE };
             let identity = if local { ids::HOST } else { ids::REMOTE_NODE };
             for address in other.gateways() {
-                let mut entry = IpEntry { identity, node: holder, flags: IpFlags(flags | family), ..IpEntry::default() };
+                let mut entry =
+                    IpEntry { identity, node: holder, flags: IpFlags(flags | family), ..IpEntry::default() };
                 if local && host.is_some() {
                     // The node is the same by whichever of its addresses it is reached.
                     (entry.endpoint, entry.policy_revision) = (ids::HOST_ENDPOINT, host_revision);
