@@ -3,15 +3,16 @@
 //! A workload whose pods (or, of a Deployment, whose ReplicaSets) are in the input themselves, as in an export of a
 //! cluster, makes no others: `ownerReferences` tell.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Node;
-use super::object::{Name, Object, PodObject, Workload, WorkloadKind};
+use super::object::{Object, PodObject, Workload, WorkloadKind};
 use crate::input::{InputError, Problem, Report};
 use crate::yaml::Position;
 
 /// Pods that were read and pods of workloads, in file order.
-pub(super) fn wanted_pods(objects: &[Object], nodes: &[Node], report: &mut Report) -> Vec<PodObject> {
+pub(super) fn wanted_pods<'a>(objects: &'a [Object], nodes: &[Node], report: &mut Report) -> Vec<Cow<'a, PodObject>> {
     let mut made_by: BTreeSet<(&str, &str, &str)> = BTreeSet::new();
     for object in objects.iter().filter(|object| matches!(object, Object::Pod(_) | Object::Workload(_))) {
         let meta = object.meta();
@@ -20,7 +21,7 @@ pub(super) fn wanted_pods(objects: &[Object], nodes: &[Node], report: &mut Repor
     let mut pods = Vec::new();
     for object in objects {
         match object {
-            Object::Pod(pod) => pods.push(pod.clone()),
+            Object::Pod(pod) => pods.push(Cow::Borrowed(pod)),
             Object::Workload(workload) => {
                 let key = object.key();
                 let made = (key.name.namespace.as_str(), key.kind, key.name.name.as_str());
@@ -39,10 +40,10 @@ pub(super) fn wanted_pods(objects: &[Object], nodes: &[Node], report: &mut Repor
             | Object::Inert { .. } => {}
         }
     }
-    let mut names: BTreeMap<Name, &Position> = BTreeMap::new();
+    let mut names: BTreeMap<(&str, &str), &Position> = BTreeMap::new();
     for pod in &pods {
         let position = &pod.meta.position;
-        if let Some(first) = names.insert(pod.meta.full_name(), position) {
+        if let Some(first) = names.insert((&pod.meta.namespace, &pod.meta.name), position) {
             report.add(InputError::new(
                 position.clone(),
                 "metadata.name",
@@ -54,7 +55,7 @@ pub(super) fn wanted_pods(objects: &[Object], nodes: &[Node], report: &mut Repor
     pods
 }
 
-fn expand(workload: &Workload, nodes: &[Node], pods: &mut Vec<PodObject>) {
+fn expand(workload: &Workload, nodes: &[Node], pods: &mut Vec<Cow<'_, PodObject>>) {
     let count = match workload.kind {
         WorkloadKind::DaemonSet => u32::try_from(nodes.len()).unwrap_or(u32::MAX),
         WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::ReplicaSet | WorkloadKind::Job => {
@@ -86,6 +87,6 @@ fn expand(workload: &Workload, nodes: &[Node], pods: &mut Vec<PodObject>) {
             }
             WorkloadKind::Deployment | WorkloadKind::ReplicaSet => {}
         }
-        pods.push(PodObject { meta, spec, addresses: Vec::new(), ready: true, finished: false });
+        pods.push(Cow::Owned(PodObject { meta, spec, addresses: Vec::new(), ready: true, finished: false }));
     }
 }

@@ -3,6 +3,7 @@
 //! Invariant: the result depends on the objects, their order and earlier placements only. What was given to a pod stays
 //! with it until it is gone; then it is free again.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -131,13 +132,14 @@ fn namespaces(objects: &[Object], namespaces: &mut BTreeMap<String, Labels>) {
 }
 
 fn pods(
-    wanted: &[PodObject],
+    wanted: &[Cow<'_, PodObject>],
     resolved: &mut Resolved,
     placements: &mut BTreeMap<Name, Placement>,
     report: &mut Report,
 ) {
-    let names: BTreeSet<Name> = wanted.iter().map(|pod| pod.meta.full_name()).collect();
-    placements.retain(|name, _| names.contains(name));
+    let names: BTreeSet<(&str, &str)> =
+        wanted.iter().map(|pod| (pod.meta.namespace.as_str(), pod.meta.name.as_str())).collect();
+    placements.retain(|name, _| names.contains(&(name.namespace.as_str(), name.name.as_str())));
     let homes = schedule(wanted, &resolved.nodes, placements, report);
     let mut taken = given_addresses(wanted, &resolved.nodes, report);
     // What pods have already goes first: a new pod must not take it.
@@ -206,7 +208,7 @@ fn pods(
 
 /// The node of every pod: its own, the one it had, or the next in turn.
 fn schedule<'a>(
-    wanted: &[PodObject],
+    wanted: &[Cow<'_, PodObject>],
     nodes: &'a [Node],
     placements: &BTreeMap<Name, Placement>,
     report: &mut Report,
@@ -245,7 +247,7 @@ fn schedule<'a>(
 }
 
 /// Addresses that the input gives to pods, and those of nodes.
-fn given_addresses(wanted: &[PodObject], nodes: &[Node], report: &mut Report) -> BTreeSet<IpAddr> {
+fn given_addresses(wanted: &[Cow<'_, PodObject>], nodes: &[Node], report: &mut Report) -> BTreeSet<IpAddr> {
     let mut owners: BTreeMap<IpAddr, (String, &Position)> = BTreeMap::new();
     for node in nodes {
         for &address in &node.addresses {
