@@ -2,7 +2,6 @@
 //! reads in the API texts.
 //!
 //! `WEIR_SEED=N` runs one seed, `WEIR_CLUSTERS=N` more or fewer clusters.
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::net::IpAddr;
 
