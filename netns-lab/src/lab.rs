@@ -135,7 +135,7 @@ pub fn up(lab: &Lab, run: Run) -> Result<World> {
         Task::Scenario(scenario) | Task::Matrix(_, scenario) => {
             let runner = Runner::new(&scenario, &Options::default(), false)?;
             let documents = Documents::new(&scenario.documents);
-            (runner.cluster().model().clone(), text_of(&documents, runner.cluster().model())?, scenario.config)
+            (runner.cluster().model().clone(), text_of(&documents, runner.cluster().model())?, scenario.config.clone())
         }
         Task::Check(check, model) => (model, check.cluster.to_owned(), Topology::default().config),
     };
@@ -158,7 +158,9 @@ impl<'a> Session<'a> {
                 continue;
             }
             match load(file).map_err(anyhow::Error::from).and_then(|scenario| Ok((start_model(&scenario)?, scenario))) {
-                Ok((model, scenario)) => keyed.push((model, scenario.config, Task::Scenario(Box::new(scenario)))),
+                Ok((model, scenario)) => {
+                    keyed.push((model, scenario.config.clone(), Task::Scenario(Box::new(scenario))))
+                }
                 Err(error) => {
                     let error = Some(format!("{error:#}"));
                     self.report.finished.push(Finished { name, error, ..Finished::default() });
@@ -180,7 +182,7 @@ impl<'a> Session<'a> {
         }
         if !lab.matrix.is_empty() {
             let scenario = matrix_scenario(&lab.matrix);
-            let task = scenario.and_then(|scenario| Ok((start_model(&scenario)?, scenario.config, scenario)));
+            let task = scenario.and_then(|scenario| Ok((start_model(&scenario)?, scenario.config.clone(), scenario)));
             match task {
                 Ok((model, config, scenario)) => {
                     keyed.push((model, config, Task::Matrix(&lab.matrix, Box::new(scenario))));
@@ -269,7 +271,7 @@ impl<'a> Session<'a> {
         let documents = Documents::new(&scenario.documents);
         let mut runner = Runner::new(scenario, &Options::default(), true)?;
         let text = text_of(&documents, runner.cluster().model())?;
-        self.world(runner.cluster().model(), &text, scenario.config)?;
+        self.world(runner.cluster().model(), &text, scenario.config.clone())?;
         let captures = self.start_captures()?;
         let ended = self.steps(&mut runner, &documents, finished);
         self.keep_captures(captures, finished, ended.is_err())?;
@@ -337,9 +339,11 @@ impl<'a> Session<'a> {
     fn matrix(&mut self, scenario: &Scenario, finished: &mut Finished) -> Result<()> {
         let documents = Documents::new(&scenario.documents);
         let model = start_model(scenario)?;
-        self.world(&model, &text_of(&documents, &model)?, scenario.config)?;
-        let mut cluster =
-            Cluster::new(model.clone(), Options { tunnel: scenario.config.tunnel, ..Options::default() })?;
+        self.world(&model, &text_of(&documents, &model)?, scenario.config.clone())?;
+        let mut cluster = Cluster::new(
+            model.clone(),
+            Options { tunnel: scenario.config.tunnel, policy: scenario.config.policy.clone(), ..Options::default() },
+        )?;
         let parties = endpoints(&model);
         for protocol in declared_ports(&model) {
             for (from, to) in parties.iter().flat_map(|from| parties.iter().map(move |to| (from, to))) {

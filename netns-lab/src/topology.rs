@@ -54,7 +54,7 @@ pub struct Topology {
 
 impl Default for Topology {
     fn default() -> Self {
-        let config = Config { tunnel: true, ipv4: true, ipv6: true };
+        let config = Config::default();
         // A lab has few flows, and its maps are made anew for every node.
         Self { segments: Vec::new(), agent: vec![("flows".to_owned(), "16384".to_owned())], config }
     }
@@ -104,6 +104,18 @@ impl Topology {
         if !self.config.tunnel {
             lines.push_str("routing-mode = \"native\"\n");
         }
+        let policy = &self.config.policy;
+        let quoted = |items: Vec<&str>| items.iter().map(|item| format!("\"{item}\"")).collect::<Vec<_>>().join(", ");
+        let matched = [(policy.cidrs_match_nodes, "nodes"), (policy.cidrs_match_pods, "pods")];
+        let matched = matched.into_iter().filter_map(|(on, name)| on.then_some(name)).collect();
+        lines.push_str(&format!(
+            "policy-enforcement = \"{}\"\nhost-firewall = {}\ncluster-name = \"{}\"\ncidr-match = [{}]\nidentity-labels = [{}]\n",
+            policy.enforcement.name(),
+            policy.host_firewall,
+            policy.cluster,
+            quoted(matched),
+            quoted(policy.identity_labels.patterns.iter().map(String::as_str).collect()),
+        ));
         for (name, value) in &self.agent {
             lines.push_str(&format!("{name} = {value}\n"));
         }

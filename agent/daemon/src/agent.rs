@@ -173,7 +173,7 @@ impl Agent {
         // On copies: what is not on disk yet must not be in force.
         let compiled = match self.compiled.clone() {
             Some(mut compiled) => compiled.update(&model, &mut identities).map(|_| compiled)?,
-            None => Compiled::new(&model, &mut identities)?,
+            None => Compiled::with(&model, &mut identities, self.settings.policy())?,
         };
         self.state.change(|saved| {
             saved.set_identities(&identities);
@@ -262,6 +262,7 @@ impl Agent {
             (self.settings.verdict_events, config::VERDICT_EVENTS),
             (self.settings.trace_events, config::TRACE_EVENTS),
             (dual_stack, config::DUAL_STACK),
+            (self.settings.host_firewall, config::HOST_POLICY),
         ];
         let mut config = Config {
             flags: flags.into_iter().filter(|(on, _)| *on).fold(0, |flags, (_, flag)| flags | flag),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use agent_core::policy::{Enforcement, LabelFilter, PolicySettings};
 use serde::Deserialize;
 
 use crate::datapath::Attach;
@@ -60,6 +61,27 @@ verdict-events = true
 # Report where packets of new and living flows go, once every few seconds for each flow.
 trace-events = true
 
+# When pods are isolated: "default" (when a policy selects them), "always", or "never" (policies have no effect).
+policy-enforcement = "default"
+
+# Enforce policies about nodes (nodeSelector): on packets of the node itself. Without it they are read and have no effect.
+host-firewall = false
+
+# Name of this cluster: what policies call io.cilium.k8s.policy.cluster.
+cluster-name = "default"
+
+# CIDR rules of Cilium's policies select by address, besides everything outside: "nodes", "pods".
+# (ipBlock of NetworkPolicy always selects both.)
+cidr-match = []
+
+# Labels that make identities: beginnings of keys; with ! such keys do not. Policies may ask for any label all the same.
+identity-labels = [
+    "!io.kubernetes", "!kubernetes.io", "!statefulset.kubernetes.io/pod-name", "!apps.kubernetes.io/pod-index",
+    "!batch.kubernetes.io/job-completion-index", "!batch.kubernetes.io/controller-uid", "!*beta.kubernetes.io", "!k8s.io",
+    "!pod-template-generation", "!pod-template-hash", "!controller-revision-hash", "!annotation", "!controller-uid",
+    "!etcd_node",
+]
+
 # Give addresses of these families to nodes and pods that have none in their objects.
 ipv4 = true
 ipv6 = true
@@ -101,6 +123,16 @@ pub struct Settings {
     pub verdict_events: bool,
     /// Report where packets go.
     pub trace_events: bool,
+    /// When pods are isolated.
+    pub policy_enforcement: PolicyEnforcement,
+    /// Policies about nodes are enforced.
+    pub host_firewall: bool,
+    /// This cluster's name.
+    pub cluster_name: String,
+    /// What CIDR rules of Cilium's policies select besides the outside.
+    pub cidr_match: Vec<CidrMatch>,
+    /// Labels that make identities.
+    pub identity_labels: Vec<String>,
     /// Fill in IPv4 addresses.
     pub ipv4: bool,
     /// Fill in IPv6 addresses.
@@ -127,8 +159,31 @@ impl RoutingMode {
     }
 }
 
+/// When pods are isolated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyEnforcement {
+    /// When a policy selects them.
+    Default,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What CIDR rules select besides the outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CidrMatch {
+    /// Nodes, by their addresses.
+    Nodes,
+    /// Pods, by their addresses.
+    Pods,
+}
+
 impl Default for Settings {
     fn default() -> Self {
+        let policy = PolicySettings::default();
         Self {
             node: String::new(),
             directory: "/etc/weir/objects".into(),
@@ -146,6 +201,11 @@ impl Default for Settings {
             sweep_seconds: 60,
             verdict_events: true,
             trace_events: true,
+            policy_enforcement: PolicyEnforcement::Default,
+            host_firewall: false,
+            cluster_name: policy.cluster,
+            cidr_match: Vec::new(),
+            identity_labels: policy.identity_labels.patterns,
             ipv4: true,
             ipv6: true,
         }
@@ -184,6 +244,24 @@ pub enum SettingsError {
 }
 
 impl Settings {
+    /// How policies are read.
+    #[must_use]
+    pub fn policy(&self) -> PolicySettings {
+        PolicySettings {
+            enforcement: match self.policy_enforcement {
+                PolicyEnforcement::Default => Enforcement::Default,
+                PolicyEnforcement::Always => Enforcement::Always,
+                PolicyEnforcement::Never => Enforcement::Never,
+            },
+            cluster: self.cluster_name.clone(),
+            identity_labels: LabelFilter { patterns: self.identity_labels.clone() },
+            cidrs_match_pods: self.cidr_match.contains(&CidrMatch::Pods),
+            cidrs_match_nodes: self.cidr_match.contains(&CidrMatch::Nodes),
+            host_firewall: self.host_firewall,
+            ..PolicySettings::default()
+        }
+    }
+
     /// With the host's name where there is none.
     #[must_use]
     pub fn named(mut self) -> Self {

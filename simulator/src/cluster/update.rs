@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use agent_core::model::{Name, Object, ObjectKey};
+use agent_core::policy::PolicySettings;
 use agent_core::{
     Compiled, DesiredError, IdentityAllocator, IdentityError, InputErrors, Limits, LocalEndpoint, Model,
     ReconcileError, reconcile,
@@ -35,13 +36,23 @@ pub struct Options {
     pub events: bool,
     /// Programs report what policies said about new flows; [`Cluster::probe_why`] needs it.
     pub verdicts: bool,
+    /// How policies are read.
+    pub policy: PolicySettings,
     /// Folder for captures.
     pub pcap: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { engine: EngineKind::default(), seed: 1, tunnel: true, events: false, verdicts: false, pcap: None }
+        Self {
+            engine: EngineKind::default(),
+            seed: 1,
+            tunnel: true,
+            events: false,
+            verdicts: false,
+            policy: PolicySettings::default(),
+            pcap: None,
+        }
     }
 }
 
@@ -89,7 +100,7 @@ impl Cluster {
     /// See [`ClusterError`].
     pub fn new(model: Model, options: Options) -> Result<Self, ClusterError> {
         let mut identities = IdentityAllocator::default();
-        let compiled = Compiled::new(&model, &mut identities)?;
+        let compiled = Compiled::with(&model, &mut identities, options.policy.clone())?;
         let captures = options.pcap.as_deref().map(Captures::new).transpose()?;
         let mut cluster = Self {
             model,
@@ -119,7 +130,7 @@ impl Cluster {
     /// See [`ClusterError`]; when the objects are wrong, nothing has changed.
     pub fn apply(&mut self, objects: Vec<Object>) -> Result<(), ClusterError> {
         self.model.apply(objects)?;
-        self.compiled = Compiled::new(&self.model, &mut self.identities)?;
+        self.compiled.update(&self.model, &mut self.identities)?;
         self.settle()
     }
 
@@ -129,7 +140,7 @@ impl Cluster {
     /// As [`Self::apply`].
     pub fn delete(&mut self, keys: &[ObjectKey]) -> Result<usize, ClusterError> {
         let removed = self.model.delete(keys)?;
-        self.compiled = Compiled::new(&self.model, &mut self.identities)?;
+        self.compiled.update(&self.model, &mut self.identities)?;
         self.settle()?;
         Ok(removed)
     }
@@ -267,6 +278,7 @@ fn settings(options: &Options, node: &agent_core::model::Node, dual_stack: bool,
         (options.events, config::VERDICT_EVENTS | config::TRACE_EVENTS),
         (options.verdicts, config::VERDICT_EVENTS),
         (dual_stack, config::DUAL_STACK),
+        (options.policy.host_firewall, config::HOST_POLICY),
     ] {
         if on {
             settings.flags |= flag;

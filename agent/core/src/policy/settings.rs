@@ -15,6 +15,27 @@ pub enum Enforcement {
     Never,
 }
 
+impl Enforcement {
+    /// From its name in settings: `default`, `always`, `never`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "default" => Some(Self::Default),
+            "always" => Some(Self::Always),
+            "never" => Some(Self::Never),
+            _ => None,
+        }
+    }
+
+    /// Its name in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+}
+
 /// Settings of the policy compiler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicySettings {

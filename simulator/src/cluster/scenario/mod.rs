@@ -3,7 +3,9 @@
 //! A file has one document of `kind: Scenario`; every other document in it is an object of the cluster, as are those of
 //! the files and folders in `manifests`. `apply` and `delete` take lists of files, folders and objects; an object to be
 //! deleted needs no more than apiVersion, kind and metadata. `config` knows `routingMode` (tunnel, native),
-//! `tunnelProtocol` (vxlan), `ipv4` and `ipv6` (families that are filled in where the input has no addresses).
+//! `tunnelProtocol` (vxlan), `ipv4` and `ipv6` (families that are filled in where the input has no addresses), and how
+//! policies are read: `policyEnforcement` (default, always, never), `hostFirewall`, `clusterName`, `cidrMatch` (a list of
+//! nodes and pods), `identityLabels` (a list of patterns).
 //!
 //! A probe by name is over IPv4 where both ends have it, else over IPv6; `family: IPv6` asks for the other. An address
 //! decides by itself. `world` is one host outside. `expect` is allow, deny, or `{drop: REASON, at: WHERE}`, where WHERE
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use agent_core::Position;
 use agent_core::model::{Object, ObjectKey};
+use agent_core::policy::PolicySettings;
 use agent_core::yaml::Node;
 
 use super::{Family, Party};
@@ -45,7 +48,7 @@ pub struct Scenario {
 }
 
 /// Agent settings that a scenario may give.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `routingMode: tunnel`, else `native`.
     pub tunnel: bool,
@@ -53,6 +56,14 @@ pub struct Config {
     pub ipv4: bool,
     /// `ipv6`: the same.
     pub ipv6: bool,
+    /// How policies are read.
+    pub policy: PolicySettings,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { tunnel: true, ipv4: true, ipv6: true, policy: PolicySettings::default() }
+    }
 }
 
 /// One step and its place.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use agent_core::input::{Field, Fields, Report};
 use agent_core::model::{Name, Object, ObjectKey, Protocol as PortProtocol, read_documents};
+use agent_core::policy::{Enforcement, LabelFilter};
 use agent_core::yaml::{self, Node, Value};
 use agent_core::{InputErrors, Position};
 use datapath_abi::{DropReason, Hook};
@@ -75,7 +76,7 @@ impl Reader {
             source: None,
             objects: Vec::new(),
             documents: Vec::new(),
-            config: Config { tunnel: true, ipv4: true, ipv6: true },
+            config: Config::default(),
             steps: Vec::new(),
         };
         let root = Field::root(node);
@@ -169,6 +170,35 @@ impl Reader {
         }
         if let Some(on) = fields.get("ipv6").and_then(|field| field.boolean(report)) {
             config.ipv6 = on;
+        }
+        if let Some(mode) = fields.get("policyEnforcement")
+            && let Some(text) = mode.string(report)
+        {
+            match Enforcement::from_name(text) {
+                Some(enforcement) => config.policy.enforcement = enforcement,
+                None => mode.invalid(report, "must be default, always or never"),
+            }
+        }
+        if let Some(on) = fields.get("hostFirewall").and_then(|field| field.boolean(report)) {
+            config.policy.host_firewall = on;
+        }
+        if let Some(name) = fields.get("clusterName").and_then(|field| field.string(report)) {
+            name.clone_into(&mut config.policy.cluster);
+        }
+        if let Some(field) = fields.get("cidrMatch") {
+            for item in field.list(report) {
+                match item.string(report) {
+                    Some("nodes") => config.policy.cidrs_match_nodes = true,
+                    Some("pods") => config.policy.cidrs_match_pods = true,
+                    Some(_) => item.invalid(report, "must be nodes or pods"),
+                    None => {}
+                }
+            }
+        }
+        if let Some(field) = fields.get("identityLabels") {
+            let patterns = field.list(report);
+            let patterns = patterns.iter().filter_map(|item| item.string(report)).map(str::to_owned).collect();
+            config.policy.identity_labels = LabelFilter { patterns };
         }
         fields.finish(report);
     }

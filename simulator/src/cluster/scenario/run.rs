@@ -156,7 +156,8 @@ impl<'a> Runner<'a> {
             return Err(InputErrors(vec![InputError::new(position, "spec.config", problem)]).into());
         }
         let model = Model::from_objects(scenario.objects.clone(), settings)?;
-        let options = Options { tunnel: scenario.config.tunnel, ..options.clone() };
+        let policy = scenario.config.policy.clone();
+        let options = Options { tunnel: scenario.config.tunnel, policy, ..options.clone() };
         Ok(Self { scenario, cluster: Cluster::new(model, options)?, next: 0, trace })
     }
 
