@@ -264,8 +264,13 @@ impl Flow {
         };
         let forward = is(&event.source, &self.source) && is(&event.destination, &self.destination);
         let back = is(&event.source, &self.destination) && is(&event.destination, &self.source);
-        // Messages have an identifier, the same both ways.
-        let identified = ported || event.source.port == self.source.port();
+        // Echo messages have an identifier, the same both ways; of others the datapath tells the type alone.
+        let echo = packet::echo(self.source.is_ipv6()).0;
+        let identified = match self.protocol {
+            Protocol::Icmp(Some(kind)) if kind != echo => event.destination.port == u16::from(kind),
+            Protocol::Icmp(_) => event.source.port == self.source.port(),
+            Protocol::Tcp(_) | Protocol::Udp(_) | Protocol::Sctp(_) => true,
+        };
         match () {
             () if forward && identified && ports(self.source.port(), self.destination.port()) => Some(false),
             () if back && identified && ports(self.destination.port(), self.source.port()) => Some(true),
@@ -458,5 +463,8 @@ mod tests {
         let echo = Flow { protocol: Protocol::Icmp(None), ..flow };
         assert_eq!(echo.find(&event("ICMP", (a, 20_000), (b, 8))), Some(false));
         assert_eq!(echo.find(&event("ICMP", (a, 20_001), (b, 8))), None);
+        let timestamp = Flow { protocol: Protocol::Icmp(Some(13)), ..flow };
+        assert_eq!(timestamp.find(&event("ICMP", (a, 0), (b, 13))), Some(false));
+        assert_eq!(timestamp.find(&event("ICMP", (a, 20_000), (b, 8))), None);
     }
 }
