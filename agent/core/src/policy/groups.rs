@@ -74,9 +74,10 @@ pub(super) struct Groups {
     dirty: BTreeSet<Key>,
 }
 
-/// The labels of a pod that make its identity.
+/// The labels of a pod that make its identity. A label of its own is no service account, whatever it is called.
 fn key(pod: &Pod, settings: &PolicySettings) -> Key {
-    let own = pod.labels.iter().filter(|(key, _)| settings.identity_labels.counts(key));
+    let counts = |key: &str| key != SERVICE_ACCOUNT && settings.identity_labels.counts(key);
+    let own = pod.labels.iter().filter(|(key, _)| counts(key));
     let mut labels: Labels = own.map(|(key, value)| (key.clone(), value.clone())).collect();
     if let Some(account) = &pod.service_account {
         labels.insert(SERVICE_ACCOUNT.to_owned(), account.clone());

@@ -385,10 +385,12 @@ impl Reader {
 
 /// Kind, namespace and name of an object that has nothing else.
 fn named(document: &Node) -> Option<ObjectKey> {
-    const CLUSTER: [&str; 2] = ["Namespace", "Node"];
-    const NAMESPACED: [&str; 9] = [
+    const CLUSTER: [&str; 5] =
+        ["Namespace", "Node", "CiliumClusterwideNetworkPolicy", "CiliumCIDRGroup", "ClusterNetworkPolicy"];
+    const NAMESPACED: [&str; 10] = [
         "Pod",
         "NetworkPolicy",
+        "CiliumNetworkPolicy",
         "Deployment",
         "StatefulSet",
         "DaemonSet",
