@@ -58,7 +58,7 @@ pub fn look(world: &mut World, report: &mut Report) -> Result<()> {
             for (program, what, ask) in programs {
                 let name = format!("{}: {} to {}: {what}", family(ipv6), near.name, to.name);
                 if let Some(line) = missing(program) {
-                    report.check(line, None);
+                    report.skip(line);
                     continue;
                 }
                 let found: Found = ask(&near, &to, mtu).map_err(|error| format!("{error:#}"));

@@ -332,6 +332,10 @@ impl<'a> Session<'a> {
                 Some(wrong) => finished.differences.push(format!("{what}: {wrong}")),
             }
         }
+        let name = &finished.name;
+        let skipped =
+            |line: &String| Finished { name: name.clone(), skipped: Some(line.clone()), ..Finished::default() };
+        self.report.finished.extend(report.skips().iter().map(skipped));
         Ok(())
     }
 

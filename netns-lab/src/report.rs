@@ -1,11 +1,13 @@
 //! What a lab found.
 
+use std::collections::BTreeSet;
 use std::fmt::{Debug, Write as _};
 
 /// The checks of one lab, in order.
 #[derive(Debug, Default)]
 pub struct Report {
     checks: Vec<(String, Option<String>)>,
+    skips: BTreeSet<String>,
 }
 
 impl Report {
@@ -26,6 +28,17 @@ impl Report {
         &self.checks
     }
 
+    /// Notes that something was not looked at: `skip: ID: reason`, as `ci/skips.toml` declares it.
+    pub fn skip(&mut self, line: impl Into<String>) {
+        self.skips.insert(line.into());
+    }
+
+    /// What was not looked at, each once.
+    #[must_use]
+    pub fn skips(&self) -> &BTreeSet<String> {
+        &self.skips
+    }
+
     /// Checks that held, and that did not.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
@@ -33,7 +46,7 @@ impl Report {
         (self.checks.len() - failed, failed)
     }
 
-    /// One line per check.
+    /// One line per check, and per skip.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();
@@ -43,6 +56,23 @@ impl Report {
                 Some(wrong) => writeln!(text, "  FAILED {what}: {wrong}"),
             };
         }
+        for skip in &self.skips {
+            let _ = writeln!(text, "  {skip}");
+        }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skip_is_no_check_that_held() {
+        let mut report = Report::default();
+        report.skip("skip: lab-tools: no ping");
+        report.skip("skip: lab-tools: no ping");
+        assert_eq!(report.counts(), (0, 0));
+        assert_eq!(report.text(), "  skip: lab-tools: no ping\n");
     }
 }

@@ -30,10 +30,11 @@ enum Task {
     },
     /// Check the rules about sources: edges between crates (ci/deps.toml), lints, sizes, invariants
     Tidy,
-    /// Compare the skips in the log of a test run with ci/skips.toml
+    /// Compare the skips in the logs of a run with ci/skips.toml
     Skips {
-        /// What `cargo test -- --show-output` printed
-        log: PathBuf,
+        /// What `cargo test -- --show-output`, and labs, printed
+        #[arg(required = true)]
+        logs: Vec<PathBuf>,
     },
 }
 
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::BuildEbpf { check } => build_ebpf::run(check),
         Task::Tidy => workspace().and_then(|root| tidy::run(&root)),
-        Task::Skips { log } => workspace().and_then(|root| skips::run(&root, &log)),
+        Task::Skips { logs } => workspace().and_then(|root| skips::run(&root, &logs)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,16 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use toml::{Table, Value};
 
-/// Reads the log of a test run and fails on an undeclared skip. Prints each kind of skip once, with its number.
-pub fn run(root: &Path, log: &Path) -> Result<()> {
+/// Reads the logs of a run and fails on an undeclared skip. Prints each kind of skip once, with its number.
+pub fn run(root: &Path, logs: &[PathBuf]) -> Result<()> {
     let declared = fs::read_to_string(root.join("ci/skips.toml")).context("reading ci/skips.toml")?;
-    let text = fs::read(log).with_context(|| format!("reading {}", log.display()))?;
-    let seen = collect(&String::from_utf8_lossy(&text));
+    let mut text = String::new();
+    for log in logs {
+        let bytes = fs::read(log).with_context(|| format!("reading {}", log.display()))?;
+        text.push_str(&String::from_utf8_lossy(&bytes));
+    }
+    let seen = collect(&text);
     let undeclared = compare(&declared.parse().context("ci/skips.toml")?, &seen);
     for (skip, count) in &seen {
         let mark = if undeclared.contains(skip) { "UNDECLARED" } else { "declared" };
