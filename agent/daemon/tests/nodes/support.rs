@@ -307,6 +307,19 @@ impl Node {
         }
     }
 
+    /// Asks for the agent's status until it is so, for some seconds.
+    pub fn until(&self, what: &str, so: impl Fn(&serde_json::Value) -> bool) {
+        let mut last = serde_json::Value::Null;
+        for _ in 0..500 {
+            last = self.ask(r#"{"request":"status"}"#);
+            if so(&last["ok"]) {
+                return;
+            }
+            pause(Duration::from_millis(20));
+        }
+        assert!(so(&last["ok"]), "{what}: {last}");
+    }
+
     /// The agent's process.
     pub fn id(&self) -> u32 {
         self.agent.as_ref().unwrap().0.id()
