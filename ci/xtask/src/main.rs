@@ -1,11 +1,12 @@
 //! Development tasks. `cargo xtask build-ebpf` compiles the eBPF object with the pinned toolchain into
 //! `datapath/bytecode` (`--check` compares instead of writing); `tidy` holds up rules about the sources; `skips` compares
-//! what tests skipped with what is declared.
+//! what tests skipped with what is declared; `vm` runs a command on another kernel.
 #![forbid(unsafe_code)]
 
 mod build_ebpf;
 mod skips;
 mod tidy;
+mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,16 +37,18 @@ enum Task {
         #[arg(required = true)]
         logs: Vec<PathBuf>,
     },
+    Vm(vm::Vm),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
-        Task::BuildEbpf { check } => build_ebpf::run(check),
-        Task::Tidy => workspace().and_then(|root| tidy::run(&root)),
-        Task::Skips { logs } => workspace().and_then(|root| skips::run(&root, &logs)),
+        Task::BuildEbpf { check } => build_ebpf::run(check).map(|()| ExitCode::SUCCESS),
+        Task::Tidy => workspace().and_then(|root| tidy::run(&root)).map(|()| ExitCode::SUCCESS),
+        Task::Skips { logs } => workspace().and_then(|root| skips::run(&root, &logs)).map(|()| ExitCode::SUCCESS),
+        Task::Vm(wanted) => workspace().and_then(|root| vm::run(&root, &wanted)),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
