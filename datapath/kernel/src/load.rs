@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -117,9 +117,9 @@ fn load_one(
     linked: &LinkedProgram,
     license: &CStr,
     btf: Option<&OwnedFd>,
-    probe: Option<&Probe>,
+    probe: Option<RawFd>,
 ) -> Result<Program, KernelError> {
-    let copy = probe.map(|probe| instrument(&linked.insns, probe.map().as_fd().as_raw_fd()));
+    let copy = probe.map(|probe| instrument(&linked.insns, probe));
     Program::load(&ProgramSource {
         name: &linked.name,
         kind: ProgramKind::Classifier,
@@ -133,12 +133,21 @@ fn load_one(
     })
 }
 
+fn descriptor(probe: &Probe) -> RawFd {
+    probe.map().as_fd().as_raw_fd()
+}
+
 /// Processors that load programs at once: the two longest of them take most of the time.
 const LOADERS: usize = 4;
 
 /// Loads programs on several processors: nearly all the time is the verifier's, which takes no lock for a privileged
 /// caller. The longest programs come first. The error is that of the first program that has one.
-fn load_all(linked: &[LinkedProgram], license: &CStr, btf: Option<&OwnedFd>) -> Result<Vec<Program>, KernelError> {
+fn load_all(
+    linked: &[LinkedProgram],
+    license: &CStr,
+    btf: Option<&OwnedFd>,
+    probe: Option<RawFd>,
+) -> Result<Vec<Program>, KernelError> {
     let mut order: Vec<&LinkedProgram> = linked.iter().collect();
     order.sort_by_key(|program| std::cmp::Reverse(program.insns.len()));
     let next = AtomicUsize::new(0);
@@ -148,7 +157,7 @@ fn load_all(linked: &[LinkedProgram], license: &CStr, btf: Option<&OwnedFd>) -> 
             let at = next.fetch_add(1, Ordering::Relaxed);
             order.get(at).map(|program| (at, *program))
         } {
-            done.push((at, load_one(program, license, btf, None)));
+            done.push((at, load_one(program, license, btf, probe)));
         }
         done
     };
@@ -197,7 +206,7 @@ impl Loaded {
             .linked
             .iter()
             .map(|linked| {
-                let loaded = load_one(linked, &parts.license, parts.btf.as_ref(), probe.as_ref());
+                let loaded = load_one(linked, &parts.license, parts.btf.as_ref(), probe.as_ref().map(descriptor));
                 (linked.name.clone(), loaded.map(|program| program.stats().clone()))
             })
             .collect())
@@ -233,12 +242,8 @@ impl Loaded {
         instrumented: bool,
     ) -> Result<Self, KernelError> {
         let probe = instrumented.then(Probe::create).transpose()?;
-        let programs = match &probe {
-            Some(probe) => linked.iter().map(|one| load_one(one, license, btf.as_ref(), Some(probe))).collect(),
-            None => load_all(linked, license, btf.as_ref()),
-        };
-        let programs: Result<Vec<Program>, KernelError> = programs;
-        let programs = programs?.into_iter().map(|program| (program.name().to_owned(), program)).collect();
+        let programs = load_all(linked, license, btf.as_ref(), probe.as_ref().map(descriptor))?;
+        let programs = programs.into_iter().map(|program| (program.name().to_owned(), program)).collect();
         Ok(Self { maps, programs, probe, has_btf: btf.is_some() })
     }
 

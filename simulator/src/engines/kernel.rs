@@ -3,9 +3,13 @@
 //! Programs are the instrumented copy of the object (see `datapath-kernel`), so that clock, tunnel metadata and faults
 //! are the test's and redirects are seen. Devices of the wanted index are made, as needed, in a private network
 //! namespace that this thread stays in while it has such an engine.
+//!
+//! The verifier takes a second for the whole object. So what an engine with small tables had loaded is kept when the
+//! engine goes, and the next one on this thread with the same settings gets it, its maps emptied first: hundreds of
+//! scenarios need a dozen loads.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::{Rc, Weak};
 
@@ -18,12 +22,14 @@ use datapath_maps::{Entry, MapError, MapStore, UpdateMode};
 use simulator_vm::{Engine, Env, ProgramId, Redirect, Run, RunError, Skb, TunnelKey};
 use zerocopy::IntoBytes;
 
-use super::{Limits, OpenError, ticks};
+use super::{Kind, Limits, OpenError, ticks};
 
 /// Name in reports.
 const NAME: &str = "kernel";
 /// `EEXIST`.
 const EEXIST: i32 = 17;
+/// Objects that stay loaded at most when nobody uses them.
+const KEPT: usize = 32;
 /// Shortest and longest frame of a test run; shorter ones are refused before the program sees them.
 const FRAME: (usize, usize) = (14, 3712);
 
@@ -58,56 +64,28 @@ fn stay() -> Result<Rc<Stay>, KernelError> {
 /// See the module.
 pub struct Kernel {
     store: Store,
-    ring: RingReader,
     stay: Rc<Stay>,
 }
 
 /// The kernel's maps; `calls` takes program numbers of this engine and gets program descriptors.
-struct Store {
-    loaded: Loaded,
+struct Store(Rc<Object>);
+
+/// The object, loaded. One engine at a time uses it.
+struct Object {
+    loaded: RefCell<Loaded>,
+    /// The only reader of the events.
+    ring: RefCell<RingReader>,
     /// Programs by number.
     programs: Vec<String>,
 }
 
-impl MapStore for Store {
-    fn lookup(&self, map: MapId, key: &[u8]) -> Result<Option<Vec<u8>>, MapError> {
-        self.loaded.maps().lookup(map, key)
-    }
-
-    fn update(&mut self, map: MapId, key: &[u8], value: &[u8], mode: UpdateMode) -> Result<(), MapError> {
-        if map != MapId::Calls {
-            return self.loaded.maps_mut().update(map, key, value, mode);
-        }
-        let refused = MapError::Refused { map, step: "update", errno: 22 };
-        let (Ok(slot), Ok(number)) = (key.try_into(), value.try_into()) else {
-            return Err(refused);
-        };
-        let number = usize::try_from(u32::from_ne_bytes(number)).ok();
-        let Some(program) = number.and_then(|number| self.programs.get(number)) else {
-            return Err(refused);
-        };
-        self.loaded.set_call(map.name(), u32::from_ne_bytes(slot), program).map_err(|_| refused)
-    }
-
-    fn delete(&mut self, map: MapId, key: &[u8]) -> Result<bool, MapError> {
-        self.loaded.maps_mut().delete(map, key)
-    }
-
-    fn entries(&self, map: MapId) -> Result<Vec<Entry>, MapError> {
-        self.loaded.maps().entries(map)
-    }
+thread_local! {
+    /// Loaded objects of small tables by their settings, whether in use or not; the newest last.
+    static LOADED: RefCell<VecDeque<(Vec<u8>, Rc<Object>)>> = const { RefCell::new(VecDeque::new()) };
 }
 
-impl Kernel {
-    /// Loads the instrumented object.
-    ///
-    /// # Errors
-    /// [`OpenError::Privilege`] where this process may not, [`OpenError::Kernel`] when the kernel refuses.
-    pub fn open(settings: &Config, limits: &Limits) -> Result<Self, OpenError> {
-        if let Some(reason) = datapath_kernel::missing_privilege() {
-            return Err(OpenError::Privilege { reason });
-        }
-        let stay = stay()?;
+impl Object {
+    fn load(settings: &Config, limits: &Limits) -> Result<Rc<Self>, KernelError> {
         let globals = [(config::SYMBOL, settings.as_bytes())];
         let options = LoadOptions {
             max_entries: limits.max_entries,
@@ -116,9 +94,80 @@ impl Kernel {
             ..LoadOptions::default()
         };
         let loaded = Loaded::open(datapath_bytecode::OBJECT, &options)?;
-        let ring = loaded.ring(MapId::Events.name())?;
+        let ring = RefCell::new(loaded.ring(MapId::Events.name())?);
         let programs = loaded.programs().map(|program| program.name().to_owned()).collect();
-        Ok(Self { store: Store { loaded, programs }, ring, stay })
+        Ok(Rc::new(Self { loaded: RefCell::new(loaded), ring, programs }))
+    }
+
+    /// One that is loaded and that nobody uses; its maps are as its last user left them.
+    fn idle(settings: &Config) -> Option<Rc<Self>> {
+        LOADED.with_borrow(|all| {
+            let fits = |(of, object): &&(Vec<u8>, Rc<Self>)| {
+                of.as_slice() == settings.as_bytes() && Rc::strong_count(object) == 1
+            };
+            all.iter().find(fits).map(|(_, object)| Rc::clone(object))
+        })
+    }
+
+    fn keep(settings: &Config, object: &Rc<Self>) {
+        LOADED.with_borrow_mut(|all| {
+            all.push_back((settings.as_bytes().to_vec(), Rc::clone(object)));
+            if all.len() > KEPT {
+                all.pop_front();
+            }
+        });
+    }
+}
+
+impl MapStore for Store {
+    fn lookup(&self, map: MapId, key: &[u8]) -> Result<Option<Vec<u8>>, MapError> {
+        self.0.loaded.borrow().maps().lookup(map, key)
+    }
+
+    fn update(&mut self, map: MapId, key: &[u8], value: &[u8], mode: UpdateMode) -> Result<(), MapError> {
+        if map != MapId::Calls {
+            return self.0.loaded.borrow_mut().maps_mut().update(map, key, value, mode);
+        }
+        let refused = MapError::Refused { map, step: "update", errno: 22 };
+        let (Ok(slot), Ok(number)) = (key.try_into(), value.try_into()) else {
+            return Err(refused);
+        };
+        let number = usize::try_from(u32::from_ne_bytes(number)).ok();
+        let Some(program) = number.and_then(|number| self.0.programs.get(number)) else {
+            return Err(refused);
+        };
+        self.0.loaded.borrow().set_call(map.name(), u32::from_ne_bytes(slot), program).map_err(|_| refused)
+    }
+
+    fn delete(&mut self, map: MapId, key: &[u8]) -> Result<bool, MapError> {
+        self.0.loaded.borrow_mut().maps_mut().delete(map, key)
+    }
+
+    fn entries(&self, map: MapId) -> Result<Vec<Entry>, MapError> {
+        self.0.loaded.borrow().maps().entries(map)
+    }
+}
+
+impl Kernel {
+    /// The instrumented object over empty maps (`calls` too).
+    ///
+    /// # Errors
+    /// [`OpenError::Privilege`] where this process may not, [`OpenError::Kernel`] when the kernel refuses.
+    pub fn open(settings: &Config, limits: &Limits) -> Result<Self, OpenError> {
+        if let Some(reason) = datapath_kernel::missing_privilege() {
+            return Err(OpenError::Privilege { reason });
+        }
+        let stay = stay()?;
+        if let Some(object) = Object::idle(settings).filter(|_| *limits == Limits::SMALL) {
+            let mut engine = Self { store: Store(object), stay };
+            super::empty(Kind::Kernel, &mut engine)?;
+            return Ok(engine);
+        }
+        let object = Object::load(settings, limits)?;
+        if *limits == Limits::SMALL {
+            Object::keep(settings, &object);
+        }
+        Ok(Self { store: Store(object), stay })
     }
 
     fn device(&self, index: u32) -> Result<(), KernelError> {
@@ -205,7 +254,7 @@ impl Engine for Kernel {
     }
 
     fn program(&self, name: &str) -> Option<ProgramId> {
-        let index = self.store.programs.iter().position(|program| program == name)?;
+        let index = self.store.0.programs.iter().position(|program| program == name)?;
         u32::try_from(index).ok().map(ProgramId)
     }
 
@@ -220,10 +269,11 @@ impl Engine for Kernel {
         let failed = |error: KernelError| RunError::Engine { engine: NAME, reason: error.to_string() };
         self.device(skb.ifindex).map_err(failed)?;
         self.device(skb.ingress_ifindex).map_err(failed)?;
-        let name = usize::try_from(program.0).ok().and_then(|number| self.store.programs.get(number));
+        let name = usize::try_from(program.0).ok().and_then(|number| self.store.0.programs.get(number));
         let name = name.ok_or_else(|| RunError::NoProgram { name: format!("#{}", program.0) })?;
-        let program = self.store.loaded.program(name).map_err(failed)?;
-        let probe = self.store.loaded.probe().ok_or_else(|| Self::unable("the object is not instrumented"))?;
+        let loaded = self.store.0.loaded.borrow();
+        let program = loaded.program(name).map_err(failed)?;
+        let probe = loaded.probe().ok_or_else(|| Self::unable("the object is not instrumented"))?;
         probe.set(&ProbeInput {
             clock_ns: env.now_ns,
             jiffies: ticks(env.now_ns, env.ticks_per_second),
@@ -261,6 +311,6 @@ impl Engine for Kernel {
     }
 
     fn events(&mut self) -> Vec<Vec<u8>> {
-        self.ring.drain()
+        self.store.0.ring.borrow_mut().drain()
     }
 }

@@ -213,6 +213,12 @@ pub fn fill_calls(kind: Kind, engine: &mut dyn Engine) -> Result<(), OpenError> 
 /// # Errors
 /// As [`fill_calls`].
 pub fn reset(kind: Kind, engine: &mut dyn Engine) -> Result<(), OpenError> {
+    empty(kind, engine)?;
+    fill_calls(kind, engine)
+}
+
+/// No entries, not even of the call table; counters zero, no events.
+fn empty(kind: Kind, engine: &mut dyn Engine) -> Result<(), OpenError> {
     let map_error = |source| OpenError::Map { engine: kind, source };
     for map in MapId::ALL {
         match MapSpec::of(*map).kind {
@@ -233,7 +239,7 @@ pub fn reset(kind: Kind, engine: &mut dyn Engine) -> Result<(), OpenError> {
         }
     }
     engine.events();
-    fill_calls(kind, engine)
+    Ok(())
 }
 
 /// `jiffies64` at this time: [`simulator_vm::Env::now_ns`] in ticks.
