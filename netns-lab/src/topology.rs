@@ -101,8 +101,9 @@ impl Topology {
     #[must_use]
     pub fn agent_settings(&self) -> String {
         let mut lines = format!("ipv4 = {}\nipv6 = {}\n", self.config.ipv4, self.config.ipv6);
-        if !self.config.tunnel {
-            lines.push_str("routing-mode = \"native\"\n");
+        match self.config.tunnel {
+            Some(protocol) => lines.push_str(&format!("tunnel-protocol = \"{}\"\n", protocol.name())),
+            None => lines.push_str("routing-mode = \"native\"\n"),
         }
         let policy = &self.config.policy;
         let quoted = |items: Vec<&str>| items.iter().map(|item| format!("\"{item}\"")).collect::<Vec<_>>().join(", ");

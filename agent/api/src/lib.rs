@@ -117,6 +117,8 @@ pub struct Status {
     pub endpoints: (usize, usize),
     /// How pods of other nodes are reached: `tunnel` or `native`.
     pub routing: String,
+    /// What tunnels speak: `vxlan` or `geneve`; absent with native routing.
+    pub tunnel_protocol: Option<String>,
     /// Bytes of an IP packet in a pod, at most; 0: not known yet.
     pub mtu: u32,
     /// Routes to other nodes that cannot be made, devices of pods that cannot be mended.

@@ -272,7 +272,8 @@ fn status_text(status: &Status) -> String {
     lines.extend(status.reconcile_error.iter().map(|error| format!("           {error}")));
     lines.push(format!("endpoints  {} of {} in the maps", status.endpoints.1, status.endpoints.0));
     lines.extend(status.waiting.iter().map(|why| format!("           {why}")));
-    lines.push(format!("routing    {}, MTU {}", status.routing, status.mtu));
+    let protocol = status.tunnel_protocol.iter().map(|protocol| format!(" ({protocol})")).collect::<String>();
+    lines.push(format!("routing    {}{protocol}, MTU {}", status.routing, status.mtu));
     lines.extend(status.problems.iter().map(|why| format!("           {why}")));
     lines.push(format!("programs   attached by {}, pinned in {}", status.attach, status.bpffs));
     lines.extend(status.attached.iter().map(|device| format!("           {device}")));

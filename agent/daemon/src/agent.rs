@@ -19,7 +19,7 @@ use crate::Failure;
 use crate::datapath::{Datapath, Folder};
 use crate::net::{self, Net};
 use crate::network::Network;
-use crate::settings::Settings;
+use crate::settings::{Settings, TunnelProtocol};
 use crate::source::{Directory, Files};
 use crate::state::{Placement, Saved, StateFile};
 
@@ -201,8 +201,11 @@ impl Agent {
         let (model, own) = self.own_model()?;
         let other = self.make_network(&own, model.nodes()).await?;
         self.make_datapath(&own, model.dual_stack())?;
-        if self.network.as_ref().is_some_and(|network| network.tunnel == 0) {
-            self.net.remove(net::TUNNEL).await?;
+        if let Some(tunnel) = self.network.as_ref().map(|network| network.tunnel) {
+            let kept = (tunnel != 0).then_some(self.settings.tunnel_protocol);
+            for other in TunnelProtocol::ALL.into_iter().filter(|protocol| Some(*protocol) != kept) {
+                self.net.remove(other.device()).await?;
+            }
         }
         Ok(self.recover().await? || other)
     }
@@ -258,6 +261,7 @@ impl Agent {
     fn config(&self, own: &Node, network: &Network, dual_stack: bool) -> Config {
         let flags = [
             (network.tunnel != 0, config::TUNNEL),
+            (self.settings.tunnel_protocol == TunnelProtocol::Geneve, config::GENEVE),
             (self.settings.redirect_peer, config::REDIRECT_PEER),
             (self.settings.verdict_events, config::VERDICT_EVENTS),
             (self.settings.trace_events, config::TRACE_EVENTS),
@@ -269,9 +273,12 @@ impl Agent {
             tunnel_ifindex: network.tunnel,
             host_ifindex: network.host,
             host_mac: Mac::from_octets(GATEWAY_MAC),
-            vxlan_port: Be16::new(self.settings.tunnel_port),
             ..Config::with_defaults(self.ticks_per_second)
         };
+        match self.settings.tunnel_protocol {
+            TunnelProtocol::Vxlan => config.vxlan_port = Be16::new(self.settings.port()),
+            TunnelProtocol::Geneve => config.geneve_port = Be16::new(self.settings.port()),
+        }
         for address in own.addresses.iter().rev() {
             match address {
                 IpAddr::V4(address) => config.node4 = Addr4::from_octets(address.octets()),

@@ -2,7 +2,7 @@
 //!
 //! | `routing-mode` | pods of other nodes | routes |
 //! |---|---|---|
-//! | `tunnel` | through `weir_vxlan`; identity and node are in each packet's metadata | every pod prefix leads to `weir_host` |
+//! | `tunnel` | through `weir_vxlan` or `weir_geneve`; identity and node are in each packet's metadata | every pod prefix leads to `weir_host` |
 //! | `native` | as they are; identity follows from the address | own prefixes to `weir_host`, others to their nodes (`direct-routes`) or wherever the network says |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,10 +14,10 @@ use agent_core::model::Node;
 use crate::agent::{Agent, GATEWAY_MAC};
 use crate::net::Addresses;
 use crate::net::routes::{Route, Way};
-use crate::settings::RoutingMode;
+use crate::settings::{RoutingMode, TunnelProtocol};
 use crate::{Failure, sysctl};
 
-/// Bytes that VXLAN adds over IPv4, and over IPv6.
+/// Bytes that a tunnel adds over IPv4, and over IPv6; VXLAN and Geneve (without options) alike.
 const OVERHEAD: [u32; 2] = [50, 70];
 /// Bytes, where there is no device to other nodes.
 const ETHERNET_MTU: u32 = 1500;
@@ -72,8 +72,7 @@ impl Agent {
         let room = smallest.unwrap_or(ETHERNET_MTU).saturating_sub(overhead);
         let mtu = if self.settings.mtu == 0 { room } else { self.settings.mtu };
         // Without a tunnel the device goes when no program refers to it any more.
-        let tunnel =
-            if tunnelled { self.net.ensure_tunnel(self.settings.tunnel_port, mtu, GATEWAY_MAC).await? } else { 0 };
+        let tunnel = if tunnelled { self.make_tunnel(mtu).await? } else { 0 };
         let host = self.net.ensure_host(mtu).await?;
         let gateways: Vec<IpAddr> = own.gateways().collect();
         for gateway in &gateways {
@@ -122,6 +121,23 @@ impl Agent {
         }
         self.network = Some(made);
         Ok(true)
+    }
+
+    async fn make_tunnel(&self, mtu: u32) -> Result<u32, Failure> {
+        let protocol = self.settings.tunnel_protocol;
+        let made = self.net.ensure_tunnel(protocol, self.settings.port(), mtu, GATEWAY_MAC).await;
+        made.map_err(|error| match error.errno() {
+            Some(rustix::io::Errno::OPNOTSUPP) => {
+                let (name, other) = match protocol {
+                    TunnelProtocol::Vxlan => ("vxlan", "tunnel-protocol = \"geneve\""),
+                    TunnelProtocol::Geneve => ("geneve", "tunnel-protocol = \"vxlan\""),
+                };
+                Failure::input(format!(
+                    "this kernel has no {name} devices: load its module `{name}`, or set {other} or routing-mode = \"native\" on all nodes"
+                ))
+            }
+            Some(_) | None => error.into(),
+        })
     }
 
     /// Changes a setting of the node that outlives weir's devices; its value before is remembered first.

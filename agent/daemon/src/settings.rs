@@ -29,18 +29,21 @@ socket = "/run/weir/agent.sock"
 # Devices towards other nodes. Empty: the one that has this node's address.
 devices = []
 
-# How pods of other nodes are reached. "tunnel": through VXLAN, over any network that carries UDP between nodes. "native":
-# as they are; the network, or routes of this node (`direct-routes`), must know the way. The same on all nodes.
+# How pods of other nodes are reached. "tunnel": through VXLAN or Geneve, over any network that carries UDP between nodes.
+# "native": as they are; the network, or routes of this node (`direct-routes`), must know the way. The same on all nodes.
 routing-mode = "tunnel"
 
 # With "native": make routes to the pods of other nodes by their nodes' addresses. They must be on a network of this node.
 direct-routes = true
 
-# UDP port of VXLAN, the same on all nodes.
-tunnel-port = 8472
+# What tunnels speak, the same on all nodes: "vxlan" (RFC 7348) or "geneve" (RFC 8926).
+tunnel-protocol = "vxlan"
+
+# UDP port of the tunnel, the same on all nodes. 0: 8472 for VXLAN, 6081 for Geneve.
+tunnel-port = 0
 
 # Bytes of an IP packet in a pod, at most. 0: what fits into the smallest of the devices, in a tunnel after 50 bytes for
-# VXLAN (70 where nodes have only IPv6 addresses).
+# its headers (70 where nodes have only IPv6 addresses).
 mtu = 0
 
 # How programs are attached to devices: "tcx" (Linux 6.6), "clsact" (filters, before that), or "auto": what this kernel has.
@@ -107,7 +110,9 @@ pub struct Settings {
     pub routing_mode: RoutingMode,
     /// Make routes to other nodes, without a tunnel.
     pub direct_routes: bool,
-    /// UDP port of VXLAN.
+    /// What tunnels speak.
+    pub tunnel_protocol: TunnelProtocol,
+    /// UDP port of the tunnel; 0: the protocol's.
     pub tunnel_port: u16,
     /// Bytes; 0: from the devices.
     pub mtu: u32,
@@ -143,7 +148,7 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RoutingMode {
-    /// Through VXLAN.
+    /// Through a tunnel.
     Tunnel,
     /// As they are.
     Native,
@@ -155,6 +160,44 @@ impl RoutingMode {
         match self {
             Self::Tunnel => "tunnel",
             Self::Native => "native",
+        }
+    }
+}
+
+/// What tunnels speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TunnelProtocol {
+    /// RFC 7348.
+    Vxlan,
+    /// RFC 8926.
+    Geneve,
+}
+
+impl TunnelProtocol {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Vxlan, Self::Geneve];
+
+    /// Name of the tunnel device.
+    pub const fn device(self) -> &'static str {
+        match self {
+            Self::Vxlan => "weir_vxlan",
+            Self::Geneve => "weir_geneve",
+        }
+    }
+
+    /// As settings have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::Geneve => "geneve",
+        }
+    }
+
+    const fn port(self) -> u16 {
+        match self {
+            Self::Vxlan => 8472,
+            Self::Geneve => 6081,
         }
     }
 }
@@ -193,7 +236,8 @@ impl Default for Settings {
             devices: Vec::new(),
             routing_mode: RoutingMode::Tunnel,
             direct_routes: true,
-            tunnel_port: 8472,
+            tunnel_protocol: TunnelProtocol::Vxlan,
+            tunnel_port: 0,
             mtu: 0,
             attach: Attach::Auto,
             redirect_peer: true,
@@ -262,6 +306,12 @@ impl Settings {
         }
     }
 
+    /// UDP port of tunnels.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        if self.tunnel_port == 0 { self.tunnel_protocol.port() } else { self.tunnel_port }
+    }
+
     /// With the host's name where there is none.
     #[must_use]
     pub fn named(mut self) -> Self {
@@ -287,12 +337,11 @@ impl Settings {
             .map_err(|source| SettingsError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
         settings = settings.named();
         let absolute = |path: &Path| path.is_absolute();
-        let rules: [(&'static str, bool, &'static str); 8] = [
+        let rules: [(&'static str, bool, &'static str); 7] = [
             ("directory", absolute(&settings.directory), "must be an absolute path"),
             ("state", absolute(&settings.state), "must be an absolute path"),
             ("bpffs", absolute(&settings.bpffs), "must be an absolute path"),
             ("socket", absolute(&settings.socket), "must be an absolute path"),
-            ("tunnel-port", settings.tunnel_port != 0, "must be between 1 and 65535"),
             ("mtu", settings.mtu == 0 || (1280..=65_485).contains(&settings.mtu), "must be 0, or 1280 to 65485 bytes"),
             ("flows", (1024..=16_777_216).contains(&settings.flows), "must be between 1024 and 16777216"),
             ("sweep-seconds", (1..=3600).contains(&settings.sweep_seconds), "must be between 1 and 3600"),

@@ -18,6 +18,7 @@ use crate::Failure;
 use crate::agent::{Agent, parse_name};
 use crate::datapath::Datapath;
 use crate::monitor::{drop_reason, protocol};
+use crate::settings::RoutingMode;
 
 fn v4(address: Addr4) -> IpAddr {
     IpAddr::V4(Ipv4Addr::from(address.octets()))
@@ -99,6 +100,8 @@ impl Agent {
             last_pass: self.last_pass,
             endpoints: (remembered, remembered - self.waiting.len().min(remembered)),
             routing: self.settings.routing_mode.name().to_owned(),
+            tunnel_protocol: (self.settings.routing_mode == RoutingMode::Tunnel)
+                .then(|| self.settings.tunnel_protocol.name().to_owned()),
             mtu: self.network.as_ref().map_or(0, |network| network.mtu),
             problems: self.problems().cloned().collect(),
             waiting: self.waiting.iter().map(|(id, why)| format!("endpoint {id}: {why}")).collect(),

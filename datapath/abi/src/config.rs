@@ -21,6 +21,8 @@ pub const TRACE_EVENTS: u32 = 8;
 pub const DUAL_STACK: u32 = 16;
 /// `Config::flags`: the node itself has policies. Its addresses then have [`crate::ids::HOST_ENDPOINT`].
 pub const HOST_POLICY: u32 = 32;
+/// `Config::flags`: the tunnel is Geneve (else VXLAN).
+pub const GENEVE: u32 = 64;
 
 shared! {
     /// Settings of one node. Times are in ticks of the kernel's `jiffies64`.

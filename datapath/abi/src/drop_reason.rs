@@ -78,4 +78,6 @@ drop_reasons! {
     InvalidVni = 183, "VNI carries no identity";
     /// The hop limit is used up.
     TtlExceeded = 196, "TTL exceeded";
+    /// A Geneve control message, or one with an option that must be understood. The number is weir's own.
+    UnsupportedGeneve = 220, "Geneve control message, or an option that must be understood";
 }

@@ -60,7 +60,7 @@ fn the_verifier_follows_no_more_than_the_budgets_allow() {
     let budgets = budgets();
     let mut settings = Config::with_defaults(1000);
     // What settings switch off the verifier does not follow.
-    settings.flags |= config::DUAL_STACK | config::HOST_POLICY;
+    settings.flags |= config::DUAL_STACK | config::HOST_POLICY | config::GENEVE;
     let globals: [(&str, &[u8]); 1] = [(config::SYMBOL, settings.as_bytes())];
     let options = LoadOptions { max_entries: Some(1024), globals: &globals, ..LoadOptions::default() };
     let mut over = String::new();

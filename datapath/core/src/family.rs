@@ -5,7 +5,8 @@ use datapath_abi::{Addr4, Addr6, Be16, Config, CtKey4, CtKey6, DropReason, FragK
 use crate::packet::Packet;
 use crate::parse::{self, Parsed, Tuple};
 use crate::tables::{FragTable, Node};
-use crate::wire::ethernet;
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::{ethernet, ipv6};
 use crate::{edit, facts::Facts, reply};
 
 /// The two ends of a flow, by reference: copies of IPv6 addresses would not fit on the stack.
@@ -48,6 +49,8 @@ pub trait Family: Copy + core::fmt::Debug + Default + PartialEq {
     fn world(config: &Config) -> Identity;
     /// Reads the addresses only.
     fn addresses<P: Packet>(packet: &mut P, facts: &mut Facts<Self>) -> Result<(), DropReason>;
+    /// Where the L4 header begins, in a packet without fragmentation and IPv6 extension headers; its addresses are read.
+    fn plain_l4<P: Packet>(packet: &P) -> Option<usize>;
     /// Whether it is ICMPv6 that stays on the link: another program's business.
     fn on_link(facts: &Facts<Self>) -> bool;
     /// Reads the headers.
@@ -121,6 +124,13 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn plain_l4<P: Packet>(packet: &P) -> Option<usize> {
+        let header: Ipv4 = packet.load(ethernet::LEN)?;
+        let fragment = header.fragment.get() & (ipv4::MORE_FRAGMENTS | ipv4::OFFSET_MASK) != 0;
+        if fragment { None } else { Some(ethernet::LEN + usize::from(header.version_ihl & 0xf) * 4) }
+    }
+
+    #[inline(always)]
     fn on_link(_: &Facts<Self>) -> bool {
         false
     }
@@ -190,6 +200,11 @@ impl Family for V6 {
     #[inline(always)]
     fn addresses<P: Packet>(packet: &mut P, facts: &mut Facts<Self>) -> Result<(), DropReason> {
         parse::addresses6(packet, facts)
+    }
+
+    #[inline(always)]
+    fn plain_l4<P: Packet>(_: &P) -> Option<usize> {
+        Some(ethernet::LEN + ipv6::LEN)
     }
 
     #[inline(always)]

@@ -384,6 +384,6 @@ fn quoted_ports<F: Family, P: Packet>(packet: &P, protocol: u8, offset: usize) -
 /// A small length as the number that frames are measured in.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "offsets of headers are far below 2^32")]
-const fn length(bytes: usize) -> u32 {
+pub(crate) const fn length(bytes: usize) -> u32 {
     bytes as u32
 }

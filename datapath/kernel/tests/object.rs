@@ -1,7 +1,7 @@
 //! The committed object in the kernel, as it is and instrumented. Needs root; otherwise prints the skip line.
 #![expect(clippy::unwrap_used, reason = "test code: helpers outside #[test] functions")]
 
-use datapath_abi::config::{Config, DUAL_STACK, HOST_POLICY, SYMBOL};
+use datapath_abi::config::{Config, DUAL_STACK, GENEVE, HOST_POLICY, SYMBOL};
 use datapath_abi::policy::{EGRESS, FIXED_BITS, INGRESS, PRECEDENCE_ALLOW};
 use datapath_abi::{Addr4, Addr6, CallSlot, IpEntry, MapId, PolicyEntry, PolicyKey};
 use datapath_kernel::{
@@ -21,7 +21,7 @@ fn skipped() -> bool {
 fn config() -> Config {
     let plain = Config::with_defaults(250);
     // Everything that settings can switch on: what they switch off the verifier does not follow.
-    let flags = plain.flags | DUAL_STACK | HOST_POLICY;
+    let flags = plain.flags | DUAL_STACK | HOST_POLICY | GENEVE;
     Config { tunnel_ifindex: 9, node4: Addr4::from_octets([192, 0, 2, 1]), flags, ..plain }
 }
 

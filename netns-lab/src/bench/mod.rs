@@ -18,6 +18,7 @@ use std::time::Duration;
 use agent_core::{Model, Settings};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
+use simulator::cluster::tunnel::Protocol;
 
 use crate::place::Place;
 use crate::registry::Run;
@@ -123,7 +124,7 @@ fn world(tunnel: bool) -> Result<World> {
         Settings { ipv6: false, ..Settings::default() },
     )?;
     let mut topology = Topology::default();
-    topology.config.tunnel = tunnel;
+    topology.config.tunnel = tunnel.then_some(Protocol::Vxlan);
     topology.config.ipv6 = false;
     World::build(Run::begin(None)?, &model, CLUSTER, topology)
 }

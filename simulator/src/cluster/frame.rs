@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::tunnel;
 use crate::packet::crc32c;
 
 /// Bytes of an Ethernet header.
@@ -150,11 +151,11 @@ impl Packet {
         match (self.source, self.destination) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 out.extend_from_slice(&[0x08, 0x00]);
-                ipv4_header(from, to, self.payload.protocol(false), self.hops, 0, 0x4000, length, out);
+                ipv4_header(from, to, self.payload.protocol(false), 0, self.hops, 0, 0x4000, length, out);
             }
             (from, to) => {
                 out.extend_from_slice(&[0x86, 0xdd]);
-                ipv6_header(wide(from), wide(to), self.payload.protocol(true), self.hops, length, out);
+                ipv6_header(wide(from), wide(to), self.payload.protocol(true), 0, self.hops, length, out);
             }
         }
         let start = out.len();
@@ -283,6 +284,8 @@ pub struct Ip<'a> {
     pub source: IpAddr,
     /// Destination address.
     pub destination: IpAddr,
+    /// Type of service, or traffic class.
+    pub class: u8,
     /// Time to live, or hop limit.
     pub hops: u8,
     /// IANA number of what follows.
@@ -310,6 +313,7 @@ impl<'a> Ip<'a> {
                 Ok(Self {
                     source: IpAddr::V4(Ipv4Addr::from_bits(long(header, 12)?)),
                     destination: IpAddr::V4(Ipv4Addr::from_bits(long(header, 16)?)),
+                    class: byte(header, 1)?,
                     hops: byte(header, 8)?,
                     protocol: byte(header, 9)?,
                     payload: ip.get(20..).ok_or(Malformed::Length)?,
@@ -328,6 +332,7 @@ impl<'a> Ip<'a> {
                 Ok(Self {
                     source: address(8)?,
                     destination: address(24)?,
+                    class: byte(header, 0)? << 4 | byte(header, 1)? >> 4,
                     hops: byte(header, 7)?,
                     protocol: byte(header, 6)?,
                     payload: ip.get(40..).ok_or(Malformed::Length)?,
@@ -344,6 +349,7 @@ pub fn ipv4_header(
     from: Ipv4Addr,
     to: Ipv4Addr,
     protocol: u8,
+    class: u8,
     ttl: u8,
     id: u16,
     flags: u16,
@@ -351,7 +357,7 @@ pub fn ipv4_header(
     out: &mut Vec<u8>,
 ) {
     let start = out.len();
-    out.extend_from_slice(&[0x45, 0]);
+    out.extend_from_slice(&[0x45, class]);
     out.extend_from_slice(&payload.saturating_add(20).to_be_bytes());
     out.extend_from_slice(&id.to_be_bytes());
     out.extend_from_slice(&flags.to_be_bytes());
@@ -363,12 +369,38 @@ pub fn ipv4_header(
 }
 
 /// Appends an IPv6 header.
-pub fn ipv6_header(from: Ipv6Addr, to: Ipv6Addr, protocol: u8, hops: u8, payload: u16, out: &mut Vec<u8>) {
-    out.extend_from_slice(&[0x60, 0, 0, 0]);
+pub fn ipv6_header(from: Ipv6Addr, to: Ipv6Addr, protocol: u8, class: u8, hops: u8, payload: u16, out: &mut Vec<u8>) {
+    out.extend_from_slice(&[0x60 | class >> 4, class << 4, 0, 0]);
     out.extend_from_slice(&payload.to_be_bytes());
     out.extend_from_slice(&[protocol, hops]);
     out.extend_from_slice(&from.octets());
     out.extend_from_slice(&to.octets());
+}
+
+/// Type of service or traffic class of a frame; `None`: no IP.
+pub fn class(frame: &[u8]) -> Option<u8> {
+    match word(frame, 12).ok()? {
+        0x0800 => frame.get(ETHERNET + 1).copied(),
+        0x86dd => word(frame, ETHERNET).ok().and_then(|start| u8::try_from(start >> 4 & 0xff).ok()),
+        _ => None,
+    }
+}
+
+/// Writes the type of service or traffic class of a frame; nothing where there is no IP.
+pub fn set_class(frame: &mut [u8], class: u8) {
+    match word(frame, 12) {
+        Ok(0x0800) => {
+            put(frame, ETHERNET + 1, &[class]);
+            put(frame, ETHERNET + 10, &[0, 0]);
+            let sum = fold(add(0, frame.get(ETHERNET..ETHERNET + 20).unwrap_or_default()));
+            put(frame, ETHERNET + 10, &sum.to_be_bytes());
+        }
+        Ok(0x86dd) => {
+            let start = word(frame, ETHERNET).unwrap_or(0) & 0xf00f | u16::from(class) << 4;
+            put(frame, ETHERNET, &start.to_be_bytes());
+        }
+        Ok(_) | Err(_) => {}
+    }
 }
 
 /// Takes one hop off, as a router does. `None`: nothing is left, or it is no IP.
@@ -478,11 +510,10 @@ impl fmt::Display for Line<'_> {
         };
         let (family, hops) = if ip.source.is_ipv4() { ("ipv4", "ttl") } else { ("ipv6", "hop") };
         write!(f, "{family} {} > {} {hops} {}", ip.source, ip.destination, ip.hops)?;
-        if ip.protocol == 17 && word(ip.payload, 2) == Ok(8472) {
+        if let Some((protocol, vni, inner)) = tunnel::look(&ip) {
             let source = word(ip.payload, 0).unwrap_or(0);
-            let vni = ip.payload.get(12..15).map_or(0, |vni| vni.iter().fold(0, |vni, b| vni << 8 | u32::from(*b)));
-            write!(f, " / udp {source} > 8472 / vxlan vni {vni} / ")?;
-            return Line(ip.payload.get(16..).unwrap_or_default()).fmt(f);
+            write!(f, " / udp {source} > {} / {} vni {vni} / ", protocol.port(), protocol.name())?;
+            return Line(inner).fmt(f);
         }
         match Payload::read(ip.protocol, ip.payload) {
             Ok(Payload::Tcp { source, destination, flags, .. }) => {

@@ -2,7 +2,7 @@
 //! the devices and stacks between them, and one virtual clock.
 //!
 //! What is modelled of the network, and nothing else:
-//! - each pod's veth pair, each node's underlay device `eth0`, tunnel device (VXLAN in metadata mode) and host device;
+//! - each pod's veth pair, each node's underlay device `eth0`, tunnel device (VXLAN or Geneve in metadata mode) and host device;
 //! - each node's stack: own addresses are answered by a process; pods are reached over the host device (with
 //!   `routingMode: native` only the node's own, others over the underlay), everything else over the underlay; forwarding
 //!   takes a hop off; neighbours are always known;
@@ -21,6 +21,7 @@ pub mod trail;
 pub mod tunnel;
 pub mod why;
 
+mod ecn;
 mod update;
 mod walk;
 

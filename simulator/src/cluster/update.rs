@@ -16,7 +16,7 @@ use simulator_vm::Skb;
 
 use super::capture::Captures;
 use super::engine::{Datapath, EngineError, EngineKind};
-use super::{Cluster, Nic, Node, Owner, device};
+use super::{Cluster, Nic, Node, Owner, device, tunnel};
 
 /// `CONFIG_HZ` of the simulated kernels.
 pub const TICKS_PER_SECOND: u32 = 250;
@@ -30,8 +30,8 @@ pub struct Options {
     pub engine: EngineKind,
     /// Seeds everything that is left to chance.
     pub seed: u64,
-    /// Pods of other nodes are reached through the tunnel (`routingMode: tunnel`), else by routes.
-    pub tunnel: bool,
+    /// Pods of other nodes are reached through this tunnel (`routingMode: tunnel`, `tunnelProtocol`), else by routes.
+    pub tunnel: Option<tunnel::Protocol>,
     /// Programs report allowed flows and traces too; drops are always reported.
     pub events: bool,
     /// Programs report what policies said about new flows; [`Cluster::probe_why`] needs it.
@@ -47,7 +47,7 @@ impl Default for Options {
         Self {
             engine: EngineKind::default(),
             seed: 1,
-            tunnel: true,
+            tunnel: Some(tunnel::Protocol::Vxlan),
             events: false,
             verdicts: false,
             policy: PolicySettings::default(),
@@ -274,7 +274,8 @@ fn settings(options: &Options, node: &agent_core::model::Node, dual_stack: bool,
     let mut settings = Config::with_defaults(TICKS_PER_SECOND);
     settings.flags = config::REDIRECT_PEER;
     for (on, flag) in [
-        (options.tunnel, config::TUNNEL),
+        (options.tunnel.is_some(), config::TUNNEL),
+        (options.tunnel == Some(tunnel::Protocol::Geneve), config::GENEVE),
         (options.events, config::VERDICT_EVENTS | config::TRACE_EVENTS),
         (options.verdicts, config::VERDICT_EVENTS),
         (dual_stack, config::DUAL_STACK),

@@ -11,7 +11,7 @@ use simulator_vm::{Env, Redirect, RunError, Skb, TraceEvent, TunnelKey, action};
 
 use super::frame::{self, Ip, Line};
 use super::trail::{Drop, End, Hop, Lookup, Lost, read_event};
-use super::tunnel::{self, Outer};
+use super::tunnel::{self, Outer, Protocol};
 use super::update::TICKS_PER_SECOND;
 use super::why::Spoken;
 use super::{Cluster, Owner, device};
@@ -131,6 +131,7 @@ impl Cluster {
             seed: self.options.seed ^ self.runs,
             ..Env::default()
         };
+        let place = if self.trail.is_some() { self.place(node, ifindex) } else { String::new() };
         let skb = &mut self.skb;
         skb.ifindex = ifindex;
         skb.ingress_ifindex = ingress_ifindex;
@@ -150,7 +151,7 @@ impl Cluster {
             trail.push(Hop {
                 leg: self.leg,
                 node: Some(node),
-                place: place(&self.nics, node, ifindex),
+                place,
                 hook: Some(hook),
                 now_ns: self.now_ns,
                 after: (after != before).then_some(after),
@@ -181,8 +182,8 @@ impl Cluster {
             (action::REDIRECT, Some(Redirect::Peer { ifindex, .. })) => Action::Peer { ifindex },
             _ => Action::Drop(Drop::from_events(node, hook, &records)),
         };
-        if let Some(hop) = self.trail.as_mut().and_then(|trail| trail.last_mut()) {
-            hop.verdict = match &action {
+        if self.trail.is_some() {
+            let verdict = match &action {
                 Action::Pass => "pass".to_owned(),
                 Action::Drop(drop) => match drop.reason {
                     Some(reason) => format!("drop {}: {}", reason.name(), reason.text()),
@@ -191,11 +192,12 @@ impl Cluster {
                 Action::Device { ifindex: device::TUNNEL, key: Some(key), .. } => {
                     format!("tunnel with identity {} to {}", key.id, key.remote)
                 }
-                Action::Device { ifindex, .. } => format!("redirect to {}", place(&self.nics, node, *ifindex)),
-                Action::Peer { ifindex } => {
-                    format!("deliver into the pod behind {}", place(&self.nics, node, *ifindex))
-                }
+                Action::Device { ifindex, .. } => format!("redirect to {}", self.place(node, *ifindex)),
+                Action::Peer { ifindex } => format!("deliver into the pod behind {}", self.place(node, *ifindex)),
             };
+            if let Some(hop) = self.trail.as_mut().and_then(|trail| trail.last_mut()) {
+                hop.verdict = verdict;
+            }
         }
         Ok(action)
     }
@@ -224,6 +226,19 @@ impl Cluster {
     fn veth(&self, node: usize, ifindex: u32) -> Option<usize> {
         let place = usize::try_from(ifindex.checked_sub(device::FIRST_VETH)?).ok()?;
         self.nodes.get(node)?.veths.get(place).copied().flatten()
+    }
+
+    /// What a device of a node is called.
+    fn place(&self, node: usize, ifindex: u32) -> String {
+        match ifindex {
+            device::ETH0 => "eth0".to_owned(),
+            device::TUNNEL => self.options.tunnel.map_or("tunnel", Protocol::name).to_owned(),
+            device::HOST => "host".to_owned(),
+            _ => match self.nics.iter().find(|nic| nic.node == node && nic.ifindex == ifindex) {
+                Some(nic) => format!("veth of {}", nic.name),
+                None => format!("device {ifindex}"),
+            },
+        }
     }
 
     fn enter_pod(&mut self, node: usize, ifindex: u32) -> Result<At, End> {
@@ -261,10 +276,13 @@ impl Cluster {
             return lost(Some(node), Lost::Metadata);
         };
         let outer = Outer { to, from: own.eth0, source, id: own.packets };
-        if tunnel::encapsulate(&mut self.skb.data, &mut self.scratch, &key, &outer).is_none() {
+        let Some(protocol) = self.options.tunnel else {
+            return lost(Some(node), Lost::Metadata);
+        };
+        if tunnel::encapsulate(protocol, &mut self.skb.data, &mut self.scratch, &key, &outer).is_none() {
             return lost(Some(node), Lost::Metadata);
         }
-        self.note(Some(node), "vxlan", "encapsulated");
+        self.note(Some(node), protocol.name(), "encapsulated");
         Ok(At::NetOut(node))
     }
 
@@ -306,14 +324,16 @@ impl Cluster {
     fn stack(&mut self, node: usize, own: bool) -> Result<At, End> {
         let Some(place) = self.nodes.get(node) else { return lost(None, Lost::Device) };
         let (destination, for_tunnel) = match Ip::read(&self.skb.data) {
-            Ok(ip) => (ip.destination, tunnel::is_for_tunnel(&ip)),
+            Ok(ip) => (ip.destination, self.options.tunnel.filter(|protocol| tunnel::is_for_tunnel(*protocol, &ip))),
             Err(_) => return lost(Some(node), Lost::Malformed),
         };
         if place.addresses.contains(&destination) {
-            if self.options.tunnel && for_tunnel && !own {
-                return match tunnel::decapsulate(&mut self.skb.data, &mut self.scratch) {
+            if let Some(protocol) = for_tunnel
+                && !own
+            {
+                return match tunnel::decapsulate(protocol, &mut self.skb.data, &mut self.scratch) {
                     Some(key) => {
-                        self.note(Some(node), "vxlan", "decapsulated");
+                        self.note(Some(node), protocol.name(), "decapsulated");
                         Ok(At::OverlayIn(node, key))
                     }
                     None => lost(Some(node), Lost::Decapsulation),
@@ -329,7 +349,7 @@ impl Cluster {
         match self.owner(destination) {
             Some(Owner::Pod(index)) => {
                 let here = self.nics.get(index).is_some_and(|nic| nic.node == node);
-                if here || self.options.tunnel {
+                if here || self.options.tunnel.is_some() {
                     frame::set_macs(&mut self.skb.data, HOST_DEVICE[1], HOST_DEVICE[0]);
                     self.note(Some(node), "stack", verdict);
                     return Ok(At::HostOut(node));
@@ -429,17 +449,5 @@ fn lookup(event: TraceEvent) -> Option<Lookup> {
     match event {
         TraceEvent::Lookup { map, key, value } => Some(Lookup { map, key, value }),
         TraceEvent::Step { .. } | TraceEvent::Helper { .. } | TraceEvent::TailCall { .. } => None,
-    }
-}
-
-fn place(nics: &[super::Nic], node: usize, ifindex: u32) -> String {
-    match ifindex {
-        device::ETH0 => "eth0".to_owned(),
-        device::TUNNEL => "vxlan".to_owned(),
-        device::HOST => "host".to_owned(),
-        _ => match nics.iter().find(|nic| nic.node == node && nic.ifindex == ifindex) {
-            Some(nic) => format!("veth of {}", nic.name),
-            None => format!("device {ifindex}"),
-        },
     }
 }

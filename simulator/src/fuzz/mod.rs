@@ -106,7 +106,7 @@ fn settings(choice: u64) -> Config {
     let base = crate::scenario::settings();
     let flags = match choice % 4 {
         0 => base.flags,
-        1 => base.flags | config::DUAL_STACK,
+        1 => base.flags | config::DUAL_STACK | config::GENEVE,
         2 => base.flags & !config::TUNNEL | config::HOST_POLICY,
         _ => base.flags & !(config::REDIRECT_PEER | config::VERDICT_EVENTS) | config::DUAL_STACK | config::HOST_POLICY,
     };

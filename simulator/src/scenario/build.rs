@@ -133,6 +133,7 @@ impl Builder<'_> {
             (raw.trace_events, config::TRACE_EVENTS),
             (raw.dual_stack, config::DUAL_STACK),
             (raw.host_policy, config::HOST_POLICY),
+            (raw.geneve, config::GENEVE),
         ] {
             match wanted {
                 Some(true) => self.config.flags |= bit,

@@ -46,6 +46,7 @@ pub(super) struct Config {
     pub(super) trace_events: Option<bool>,
     pub(super) dual_stack: Option<bool>,
     pub(super) host_policy: Option<bool>,
+    pub(super) geneve: Option<bool>,
     pub(super) tunnel_ifindex: Option<u32>,
     pub(super) host_ifindex: Option<u32>,
     pub(super) ticks_per_second: Option<u32>,

@@ -60,6 +60,7 @@ fn settings_text(settings_: &Config) -> String {
         (config::TRACE_EVENTS, "trace_events"),
         (config::DUAL_STACK, "dual_stack"),
         (config::HOST_POLICY, "host_policy"),
+        (config::GENEVE, "geneve"),
     ]
     .iter()
     .map(|(bit, name)| format!("{name} = {}", settings_.flags & bit != 0))

@@ -14,17 +14,18 @@ use std::net::IpAddr;
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::{Handle, LinkGeneve, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 
 use agent_core::Prefix;
 
+use crate::settings::TunnelProtocol;
 use crate::sysctl;
 
 /// What every device of weir is called first.
 pub const OWN: &str = "weir_";
-/// The tunnel device.
-pub const TUNNEL: &str = "weir_vxlan";
 /// The node's way to pods: what the node sends there meets `from_host`.
 pub const HOST: &str = "weir_host";
 /// Its other end, which nothing comes out of.
@@ -38,6 +39,13 @@ pub struct NetError {
     step: String,
     /// Why.
     source: io::Error,
+}
+
+impl NetError {
+    /// The kernel's number for it.
+    pub fn errno(&self) -> Option<rustix::io::Errno> {
+        rustix::io::Errno::from_io_error(&self.source)
+    }
 }
 
 pub(crate) fn failed(step: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetError {
@@ -77,8 +85,8 @@ pub struct Link {
     arp: bool,
     /// Whether it is one end of a veth pair.
     pub veth: bool,
-    /// UDP port, for a vxlan device in metadata mode.
-    metadata_port: Option<u16>,
+    /// What it speaks and on which UDP port, for a tunnel device in metadata mode.
+    metadata: Option<(TunnelProtocol, u16)>,
 }
 
 /// A route netlink socket of one network namespace.
@@ -164,20 +172,36 @@ impl Net {
     ///
     /// # Errors
     /// What the kernel says.
-    pub async fn ensure_tunnel(&self, port: u16, mtu: u32, mac: [u8; 6]) -> Result<u32, NetError> {
-        let mut found = self.link(TUNNEL).await?;
-        if found.as_ref().is_some_and(|link| link.metadata_port != Some(port) || link.mac != mac) {
-            self.remove(TUNNEL).await?;
+    pub async fn ensure_tunnel(
+        &self,
+        protocol: TunnelProtocol,
+        port: u16,
+        mtu: u32,
+        mac: [u8; 6],
+    ) -> Result<u32, NetError> {
+        let name = protocol.device();
+        let mut found = self.link(name).await?;
+        if found.as_ref().is_some_and(|link| link.metadata != Some((protocol, port)) || link.mac != mac) {
+            self.remove(name).await?;
             found = None;
         }
         let link = match found {
             Some(link) => link,
             None => {
-                let wanted = LinkVxlan::new(TUNNEL, 0).collect_metadata(true).learning(false).port(port).mtu(mtu);
-                self.add(TUNNEL, wanted.address(mac.to_vec()).build()).await?
+                let wanted = match protocol {
+                    TunnelProtocol::Vxlan => {
+                        let device = LinkVxlan::new(name, 0).collect_metadata(true).learning(false).port(port);
+                        device.mtu(mtu).address(mac.to_vec()).build()
+                    }
+                    TunnelProtocol::Geneve => {
+                        let device = LinkMessageBuilder::<LinkGeneve>::new(name).collect_metadata().port(port);
+                        device.mtu(mtu).address(mac.to_vec()).build()
+                    }
+                };
+                self.add(name, wanted).await?
             }
         };
-        self.finish(TUNNEL, &link, mtu, true).await?;
+        self.finish(name, &link, mtu, true).await?;
         Ok(link.index)
     }
 
@@ -257,7 +281,7 @@ fn read_link(message: &LinkMessage) -> Link {
         up: message.header.flags.contains(LinkFlags::Up),
         arp: !message.header.flags.contains(LinkFlags::Noarp),
         veth: false,
-        metadata_port: None,
+        metadata: None,
     };
     for attribute in &message.attributes {
         if let LinkAttribute::Mtu(mtu) = attribute {
@@ -266,19 +290,25 @@ fn read_link(message: &LinkMessage) -> Link {
             link.mac.clone_from(mac);
         } else if let LinkAttribute::LinkInfo(infos) = attribute {
             link.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
-            link.metadata_port = infos.iter().find_map(metadata_port);
+            link.metadata = infos.iter().find_map(metadata);
         }
     }
     link
 }
 
-fn metadata_port(info: &LinkInfo) -> Option<u16> {
-    let LinkInfo::Data(InfoData::Vxlan(vxlan)) = info else {
+fn metadata(info: &LinkInfo) -> Option<(TunnelProtocol, u16)> {
+    let LinkInfo::Data(data) = info else {
         return None;
     };
-    let metadata = vxlan.contains(&InfoVxlan::CollectMetadata(true));
-    let port = vxlan.iter().find_map(|info| if let InfoVxlan::Port(port) = info { Some(*port) } else { None });
-    port.filter(|_| metadata)
+    if let InfoData::Vxlan(vxlan) = data {
+        let port = vxlan.iter().find_map(|info| if let InfoVxlan::Port(port) = info { Some(*port) } else { None })?;
+        return vxlan.contains(&InfoVxlan::CollectMetadata(true)).then_some((TunnelProtocol::Vxlan, port));
+    }
+    if let InfoData::Geneve(geneve) = data {
+        let port = geneve.iter().find_map(|info| if let InfoGeneve::Port(port) = info { Some(*port) } else { None })?;
+        return geneve.contains(&InfoGeneve::CollectMetadata).then_some((TunnelProtocol::Geneve, port));
+    }
+    None
 }
 
 /// A message that makes a device of a kind.

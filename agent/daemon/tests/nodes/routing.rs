@@ -106,7 +106,8 @@ fn pods_of_two_nodes_reach_each_other_through_the_tunnel() {
     connected(&mut lab);
     assert_eq!(lab.a.mtu("eth0"), 1450);
     let status = lab.nodes[0].ask(r#"{"request":"status"}"#);
-    assert_eq!((&status["ok"]["routing"], &status["ok"]["mtu"]), (&json!("tunnel"), &json!(1450)), "{status}");
+    let way = ["routing", "tunnel_protocol", "mtu"].map(|field| &status["ok"][field]);
+    assert_eq!(way, [&json!("tunnel"), &json!("vxlan"), &json!(1450)], "{status}");
 }
 
 #[test]

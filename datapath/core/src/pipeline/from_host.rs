@@ -1,7 +1,8 @@
 //! Packets of the node's own stack towards pods, at weir's host device.
 //!
-//! What a process of the node sends meets the node's egress policy, where it has one. To a pod of this node: on to its veth, where `to_container` asks its policy. (The hook is an egress hook, where the
-//! kernel has no `bpf_redirect_peer`.) To another node: through the tunnel, with the identity that holds there.
+//! What a process of the node sends meets the node's egress policy, where it has one. To a pod of this node: on to its
+//! veth, where `to_container` asks its policy. (The hook is an egress hook, where the kernel has no `bpf_redirect_peer`.)
+//! To another node: through the tunnel, with the identity that holds there.
 
 use datapath_abi::{CallSlot, Identity, IpFlags, config, ids};
 
@@ -24,11 +25,13 @@ pub fn entry<P: Packet, T: Tables<V4>>(packet: &mut P, tables: &T, facts: &mut F
 #[inline(always)]
 pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts: &mut Facts<F>) -> Outcome {
     F::addresses(packet, facts)?;
-    if tables.config().flags & config::HOST_POLICY != 0 {
-        to_netdev::police_host(packet, tables, facts)?;
+    let owner = ipcache::resolve(tables, &facts.tuple.destination);
+    if tables.config().flags & config::HOST_POLICY != 0
+        && let Some(source) = to_netdev::policed_host(tables, facts)
+    {
+        to_netdev::police_host(packet, tables, facts, &source, &owner)?;
         facts.source_identity = 0;
     }
-    let owner = ipcache::resolve(tables, &facts.tuple.destination);
     facts.destination_identity = owner.identity();
     let Some(destination) = owner.entry() else {
         return Ok(Verdict::PASS);

@@ -3,7 +3,7 @@
 //! A file has one document of `kind: Scenario`; every other document in it is an object of the cluster, as are those of
 //! the files and folders in `manifests`. `apply` and `delete` take lists of files, folders and objects; an object to be
 //! deleted needs no more than apiVersion, kind and metadata. `config` knows `routingMode` (tunnel, native),
-//! `tunnelProtocol` (vxlan), `ipv4` and `ipv6` (families that are filled in where the input has no addresses), and how
+//! `tunnelProtocol` (vxlan, geneve), `ipv4` and `ipv6` (families that are filled in where the input has no addresses), and how
 //! policies are read: `policyEnforcement` (default, always, never), `hostFirewall`, `clusterName`, `cidrMatch` (a list of
 //! nodes and pods), `identityLabels` (a list of patterns).
 //!
@@ -22,7 +22,7 @@ use agent_core::model::{Object, ObjectKey};
 use agent_core::policy::PolicySettings;
 use agent_core::yaml::Node;
 
-use super::{Family, Party};
+use super::{Family, Party, tunnel};
 
 pub use read::{ScenarioError, load};
 pub use run::{Done, Failed, Probed, Report, Runner, StepDone, Stop, meets, run};
@@ -50,8 +50,8 @@ pub struct Scenario {
 /// Agent settings that a scenario may give.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// `routingMode: tunnel`, else `native`.
-    pub tunnel: bool,
+    /// `routingMode: tunnel`, with its `tunnelProtocol`; else `native`.
+    pub tunnel: Option<tunnel::Protocol>,
     /// `ipv4`: nodes and pods without addresses get IPv4 ones.
     pub ipv4: bool,
     /// `ipv6`: the same.
@@ -62,7 +62,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { tunnel: true, ipv4: true, ipv6: true, policy: PolicySettings::default() }
+        Self { tunnel: Some(tunnel::Protocol::default()), ipv4: true, ipv6: true, policy: PolicySettings::default() }
     }
 }
 

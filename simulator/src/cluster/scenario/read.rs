@@ -12,7 +12,7 @@ use datapath_abi::{DropReason, Hook};
 use super::{Action, Config, Expect, ProbeStep, Scenario, Step, Talk, manifest_files};
 use crate::cluster::explain::parse_party;
 use crate::cluster::matrix::of;
-use crate::cluster::{Family, Party, Protocol};
+use crate::cluster::{Family, Party, Protocol, tunnel};
 
 /// `apiVersion` of scenarios.
 const VERSION: &str = "weir.dev/v1alpha1";
@@ -154,16 +154,19 @@ impl Reader {
         let report = &mut self.report;
         if let Some(mode) = fields.get("routingMode") {
             match mode.string(report) {
-                Some("tunnel") => config.tunnel = true,
-                Some("native") => config.tunnel = false,
+                Some("tunnel") => {}
+                Some("native") => config.tunnel = None,
                 Some(_) => mode.invalid(report, "must be tunnel or native"),
                 None => {}
             }
         }
         if let Some(protocol) = fields.get("tunnelProtocol")
-            && protocol.string(report).is_some_and(|protocol| protocol != "vxlan")
+            && let Some(text) = protocol.string(report)
         {
-            protocol.invalid(report, "must be vxlan");
+            match tunnel::Protocol::from_name(text) {
+                Some(protocol) => config.tunnel = config.tunnel.map(|_| protocol),
+                None => protocol.invalid(report, "must be vxlan or geneve"),
+            }
         }
         if let Some(on) = fields.get("ipv4").and_then(|field| field.boolean(report)) {
             config.ipv4 = on;
