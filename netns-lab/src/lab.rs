@@ -143,7 +143,7 @@ pub fn up(lab: &Lab, run: Run) -> Result<World> {
 }
 
 fn text_of(documents: &Documents, model: &Model) -> Result<String> {
-    documents.file(model.objects()).context("an object of the scenario without a document")
+    documents.file(&model.objects().to_vec()).context("an object of the scenario without a document")
 }
 
 impl<'a> Session<'a> {

@@ -6,10 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use datapath_abi::ids::{self, Identity};
 
 use crate::labels::Labels;
+use crate::map::Map;
 use crate::model::{IpBlock, Protocol};
 use crate::prefix::Prefix;
 
@@ -123,11 +125,11 @@ pub enum IdentityError {
     },
 }
 
-/// Gives numbers to owners and remembers them.
+/// Gives numbers to owners and remembers them. A copy costs nothing.
 #[derive(Clone, Debug, Default)]
 pub struct IdentityAllocator {
-    numbers: BTreeMap<Owner, Identity>,
-    owners: BTreeMap<Identity, Owner>,
+    numbers: Map<Arc<Owner>, Identity>,
+    owners: Map<Identity, Arc<Owner>>,
 }
 
 impl IdentityAllocator {
@@ -140,8 +142,7 @@ impl IdentityAllocator {
         {
             return false;
         }
-        self.numbers.insert(owner.clone(), identity);
-        self.owners.insert(identity, owner);
+        self.keep([(owner, identity)]);
         true
     }
 
@@ -150,11 +151,9 @@ impl IdentityAllocator {
     /// # Errors
     /// When a scope is used up; then nothing has changed.
     pub fn assign(&mut self, wanted: &BTreeSet<Owner>) -> Result<(), IdentityError> {
-        let fresh = self.fresh(wanted.iter())?;
-        self.numbers.retain(|owner, _| wanted.contains(owner));
-        self.owners.retain(|_, owner| wanted.contains(owner));
-        self.keep(fresh);
-        Ok(())
+        let gone = self.numbers.keys().filter(|owner| !wanted.contains(&***owner));
+        let gone = gone.map(|owner| Owner::clone(owner)).collect();
+        self.change(wanted, &gone)
     }
 
     /// As [`Self::assign`], told what is wanted anew and what is no longer.
@@ -176,7 +175,7 @@ impl IdentityAllocator {
     fn fresh<'a>(&self, wanted: impl Iterator<Item = &'a Owner>) -> Result<Vec<(Owner, Identity)>, IdentityError> {
         let mut next: BTreeMap<Identity, Identity> = BTreeMap::new();
         let mut fresh: Vec<(Owner, Identity)> = Vec::new();
-        for owner in wanted.filter(|owner| !self.numbers.contains_key(owner)) {
+        for owner in wanted.filter(|owner| !self.numbers.contains_key(*owner)) {
             let (first, last) = owner.scope();
             let from = next.entry(first).or_insert(first);
             while self.owners.contains_key(from) {
@@ -191,9 +190,10 @@ impl IdentityAllocator {
         Ok(fresh)
     }
 
-    fn keep(&mut self, fresh: Vec<(Owner, Identity)>) {
+    fn keep(&mut self, fresh: impl IntoIterator<Item = (Owner, Identity)>) {
         for (owner, identity) in fresh {
-            self.numbers.insert(owner.clone(), identity);
+            let owner = Arc::new(owner);
+            self.numbers.insert(Arc::clone(&owner), identity);
             self.owners.insert(identity, owner);
         }
     }
@@ -205,12 +205,17 @@ impl IdentityAllocator {
 
     /// Owner of a number.
     pub fn owner(&self, identity: Identity) -> Option<&Owner> {
-        self.owners.get(&identity)
+        self.owners.get(&identity).map(Arc::as_ref)
     }
 
     /// All numbers and their owners, in order.
     pub fn iter(&self) -> impl Iterator<Item = (Identity, &Owner)> {
-        self.owners.iter().map(|(identity, owner)| (*identity, owner))
+        self.owners.iter().map(|(identity, owner)| (*identity, owner.as_ref()))
+    }
+
+    /// Whether one is an unchanged copy of the other. `false` says nothing.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.owners.is_same(&other.owners)
     }
 }
 

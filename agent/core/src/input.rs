@@ -168,6 +168,11 @@ impl Report {
         self.errors.push(error);
     }
 
+    /// Remembers errors.
+    pub fn extend(&mut self, errors: impl IntoIterator<Item = InputError>) {
+        self.errors.extend(errors);
+    }
+
     /// Whether there are none so far.
     pub fn is_empty(&self) -> bool {
         self.errors.is_empty()

@@ -33,6 +33,7 @@ pub mod desired;
 pub mod identity;
 pub mod input;
 pub mod labels;
+pub mod map;
 pub mod model;
 pub mod policy;
 pub mod prefix;
@@ -42,6 +43,7 @@ pub use desired::{Desired, DesiredError, Limits, LocalEndpoint, Plan, ReconcileE
 pub use identity::{IdentityAllocator, IdentityError, Owner};
 pub use input::{InputError, InputErrors, Problem};
 pub use labels::{Labels, Selector};
+pub use map::Map;
 pub use model::{Model, Settings};
 pub use policy::{Attempt, Compiled, Direction, Flow, Part, PolicyRef, RuleId, RuleInfo, RuleOrigin, RuleTable};
 pub use prefix::Prefix;

@@ -219,7 +219,7 @@ impl Compiled {
         };
         pressure.finish(self, node)?;
         // Written first: where an object has the same address, it is the object's.
-        for other in &cluster.nodes {
+        for other in cluster.nodes.iter() {
             let local = other.name == own.name;
             let (holder, family) = underlay(other.underlay().filter(|_| !local));
             let flags = if local { IpFlags::LOCAL_HOST | IpFlags::NODE } else { IpFlags::NODE };
@@ -255,7 +255,7 @@ impl Compiled {
                 desired.put_address(address, &entry);
             }
         }
-        for other in &cluster.nodes {
+        for other in cluster.nodes.iter() {
             let local = other.name == own.name;
             let flags = if local { IpFlags::LOCAL_HOST | IpFlags::NODE } else { IpFlags::NODE };
             for &address in &other.addresses {

@@ -4,28 +4,35 @@
 //! cluster, makes no others: `ownerReferences` tell.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::Node;
-use super::object::{Object, PodObject, Workload, WorkloadKind};
+use super::object::{Meta, Object, PodObject, Workload, WorkloadKind};
 use crate::input::{InputError, Problem, Report};
+use crate::map::Map;
 use crate::yaml::Position;
 
 /// Pods that were read and pods of workloads, in file order.
-pub(super) fn wanted_pods<'a>(objects: &'a [Object], nodes: &[Node], report: &mut Report) -> Vec<Cow<'a, PodObject>> {
-    let mut made_by: BTreeSet<(&str, &str, &str)> = BTreeSet::new();
+pub(super) fn wanted_pods<'a>(
+    objects: &[&'a Object],
+    nodes: &[Node],
+    made: &mut Map<(String, String, String), usize>,
+    report: &mut Report,
+) -> Vec<Cow<'a, PodObject>> {
     for object in objects.iter().filter(|object| matches!(object, Object::Pod(_) | Object::Workload(_))) {
-        let meta = object.meta();
-        made_by.extend(meta.owners.iter().map(|(kind, name)| (meta.namespace.as_str(), kind.as_str(), name.as_str())));
+        for owner in owners(object.meta()) {
+            if let Some(count) = made.get_or_default(&owner) {
+                *count += 1;
+            }
+        }
     }
     let mut pods = Vec::new();
-    for object in objects {
+    for &object in objects {
         match object {
             Object::Pod(pod) => pods.push(Cow::Borrowed(pod)),
             Object::Workload(workload) => {
                 let key = object.key();
-                let made = (key.name.namespace.as_str(), key.kind, key.name.name.as_str());
-                if !made_by.contains(&made) {
+                if !made.contains_key(&(key.name.namespace, key.kind.to_owned(), key.name.name)) {
                     expand(workload, nodes, &mut pods);
                 }
             }
@@ -53,6 +60,11 @@ pub(super) fn wanted_pods<'a>(objects: &'a [Object], nodes: &[Node], report: &mu
     }
     pods.retain(|pod| !pod.finished);
     pods
+}
+
+/// Who has made an object: namespace, kind and name.
+pub(super) fn owners(meta: &Meta) -> impl Iterator<Item = (String, String, String)> {
+    meta.owners.iter().map(|(kind, name)| (meta.namespace.clone(), kind.clone(), name.clone()))
 }
 
 fn expand(workload: &Workload, nodes: &[Node], pods: &mut Vec<Cow<'_, PodObject>>) {

@@ -3,11 +3,13 @@
 //! Invariant: a [`Model`] is always whole. A change that would break it (a duplicate address, a pod on an unknown node)
 //! is refused with every reason, and the model stays as it was.
 
+mod change;
 pub mod cilium;
 mod expand;
 pub mod names;
 mod nodes;
 pub mod object;
+mod objects;
 pub mod question;
 mod read;
 mod read_cilium;
@@ -20,6 +22,9 @@ mod read_service;
 mod read_tiers;
 mod resolve;
 mod slices;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test")]
+mod tests;
 pub mod tiers;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,13 +37,15 @@ pub use object::{
     ContainerPort, EndpointSlice, IpBlock, Name, NetworkPolicy, Object, ObjectKey, PeerSelector, PolicyPeer,
     PolicyPort, PolicyRule, PortRef, PortSelector, Protocol, Service,
 };
+pub use objects::Objects;
 pub use question::{Entity, LabelOf, PodQuestion, Requirement};
 pub use read::{read_documents, read_objects};
-pub(crate) use resolve::Resolved;
+pub(crate) use resolve::{Holder, Resolved};
 pub use tiers::ClusterPolicy;
 
 use crate::input::{InputErrors, Report};
 use crate::labels::Labels;
+use crate::map::Map;
 use crate::prefix::Prefix;
 use crate::yaml::Position;
 
@@ -112,15 +119,12 @@ pub struct Pod {
     pub position: Position,
 }
 
-/// The cluster.
+/// The cluster. A copy costs nothing, and a change what it touches.
 #[derive(Clone, Debug)]
 pub struct Model {
     settings: Settings,
-    /// Objects in the order of their first arrival.
-    objects: Vec<Object>,
-    /// What was filled in for pods, so that it stays.
-    placements: BTreeMap<Name, resolve::Placement>,
-    resolved: Arc<resolve::Resolved>,
+    objects: Objects,
+    resolved: Arc<Resolved>,
 }
 
 impl Model {
@@ -129,7 +133,7 @@ impl Model {
     /// # Errors
     /// Never, in practice: the defaults fit together.
     pub fn empty(settings: Settings) -> Result<Self, InputErrors> {
-        Self::build(settings, Vec::new(), BTreeMap::new())
+        Self::from_objects(Vec::new(), settings)
     }
 
     /// Reads files (name, text) in the order given.
@@ -137,7 +141,7 @@ impl Model {
     /// # Errors
     /// Everything that is wrong with them.
     pub fn parse(files: &[(String, String)], settings: Settings) -> Result<Self, InputErrors> {
-        Self::build(settings, read_objects(files)?, BTreeMap::new())
+        Self::from_objects(read_objects(files)?, settings)
     }
 
     /// A cluster of these objects.
@@ -145,80 +149,7 @@ impl Model {
     /// # Errors
     /// Everything that does not fit together.
     pub fn from_objects(objects: Vec<Object>, settings: Settings) -> Result<Self, InputErrors> {
-        Self::build(settings, objects, BTreeMap::new())
-    }
-
-    fn build(
-        settings: Settings,
-        objects: Vec<Object>,
-        mut placements: BTreeMap<Name, resolve::Placement>,
-    ) -> Result<Self, InputErrors> {
-        let mut report = Report::default();
-        let resolved = resolve::resolve(&objects, settings, &mut placements, &mut report);
-        report.finish(Self { settings, objects, placements, resolved: Arc::new(resolved) })
-    }
-
-    /// Adds objects; those that exist are replaced. Pods that stay keep the node and addresses they were given.
-    ///
-    /// # Errors
-    /// Everything that does not fit; then nothing has changed.
-    pub fn apply(&mut self, objects: Vec<Object>) -> Result<(), InputErrors> {
-        // Policies change nothing but themselves.
-        let mut resolved = Resolved::clone(&self.resolved);
-        let policies_only = objects.iter().all(|object| resolved.put_policy(object));
-        let had = self.objects.len();
-        let undo = self.put(objects);
-        if policies_only {
-            self.resolved = Arc::new(resolved);
-            return Ok(());
-        }
-        let mut report = Report::default();
-        let mut placements = self.placements.clone();
-        let resolved = resolve::resolve(&self.objects, self.settings, &mut placements, &mut report);
-        match report.finish(resolved) {
-            Ok(resolved) => {
-                self.placements = placements;
-                self.resolved = Arc::new(resolved);
-                Ok(())
-            }
-            Err(errors) => {
-                self.objects.truncate(had);
-                for (place, object) in undo.into_iter().rev() {
-                    if let Some(new) = self.objects.get_mut(place) {
-                        *new = object;
-                    }
-                }
-                Err(errors)
-            }
-        }
-    }
-
-    /// Adds or replaces objects; returns those that were replaced, with their places.
-    fn put(&mut self, objects: Vec<Object>) -> Vec<(usize, Object)> {
-        let mut replaced = Vec::new();
-        let wanted: BTreeSet<ObjectKey> = objects.iter().map(Object::key).collect();
-        let is_wanted = |(place, object): (usize, &Object)| {
-            // Most objects are passed over without a copy of their names.
-            let meta = object.meta();
-            let named = wanted.iter().any(|key| key.name.name == meta.name && key.name.namespace == meta.namespace);
-            let key = named.then(|| object.key()).filter(|key| wanted.contains(key));
-            key.map(|key| (key, place))
-        };
-        let few = wanted.len() <= 8;
-        let all = self.objects.iter().enumerate();
-        let mut places: BTreeMap<ObjectKey, usize> = if few {
-            all.filter_map(is_wanted).collect()
-        } else {
-            all.map(|(place, object)| (object.key(), place)).collect()
-        };
-        for object in objects {
-            let place = *places.entry(object.key()).or_insert(self.objects.len());
-            match self.objects.get_mut(place) {
-                Some(old) => replaced.push((place, std::mem::replace(old, object))),
-                None => self.objects.push(object),
-            }
-        }
-        replaced
+        Self::restored(objects, settings, [])
     }
 
     /// As [`Self::from_objects`], where an earlier run has filled in nodes and addresses of pods: they keep them.
@@ -226,12 +157,62 @@ impl Model {
     /// # Errors
     /// Everything that does not fit together.
     pub fn restored(
-        objects: Vec<Object>,
+        objects: impl IntoIterator<Item: Into<Arc<Object>>>,
         settings: Settings,
         kept: impl IntoIterator<Item = (Name, String, Vec<IpAddr>)>,
     ) -> Result<Self, InputErrors> {
+        let mut report = Report::default();
+        let objects = Objects::of(objects.into_iter().map(Into::into).collect(), &mut report);
         let kept = kept.into_iter().map(|(name, node, addresses)| (name, resolve::Placement::new(node, addresses)));
-        Self::build(settings, objects, kept.collect())
+        Self::build(settings, objects, kept.collect(), report)
+    }
+
+    /// Everything anew. `report`: what is wrong already.
+    fn build(
+        settings: Settings,
+        objects: Objects,
+        placements: Map<Name, resolve::Placement>,
+        mut report: Report,
+    ) -> Result<Self, InputErrors> {
+        let resolved = resolve::resolve(&objects.iter().collect::<Vec<_>>(), settings, placements, &mut report);
+        report.finish(Self { settings, objects, resolved: Arc::new(resolved) })
+    }
+
+    /// With other objects.
+    fn change(&mut self, objects: Objects, changes: &[objects::Changed], moved: bool) -> Result<(), InputErrors> {
+        let known = (!moved).then(|| change::apply(&self.resolved, &objects, changes, self.settings)).flatten();
+        *self = match known {
+            Some(resolved) => Self { settings: self.settings, objects, resolved: Arc::new(resolved) },
+            None => {
+                let placements = self.resolved.books.placements.clone();
+                Self::build(self.settings, objects, placements, Report::default())?
+            }
+        };
+        Ok(())
+    }
+
+    /// Adds objects; those that exist are replaced. Pods that stay keep the node and addresses they were given.
+    ///
+    /// # Errors
+    /// Everything that does not fit; then nothing has changed.
+    pub fn apply(&mut self, objects: impl IntoIterator<Item: Into<Arc<Object>>>) -> Result<(), InputErrors> {
+        let mut all = self.objects.clone();
+        let mut changes: BTreeMap<ObjectKey, objects::Changed> = BTreeMap::new();
+        for object in objects {
+            let object = object.into();
+            let (key, change) = (object.key(), all.put(object));
+            // Of several of one name the last one counts.
+            match changes.get_mut(&key) {
+                Some(earlier) => earlier.new = change.new,
+                None => {
+                    changes.insert(key, change);
+                }
+            }
+        }
+        let mut changes: Vec<objects::Changed> =
+            changes.into_values().filter(|change| change.old != change.new).collect();
+        all.sort(&mut changes);
+        self.change(all, &changes, false)
     }
 
     /// Makes these the objects, in place of all that are there. Pods that stay keep the node and addresses they were
@@ -239,9 +220,13 @@ impl Model {
     ///
     /// # Errors
     /// Everything that does not fit together; then nothing has changed.
-    pub fn replace(&mut self, objects: Vec<Object>) -> Result<(), InputErrors> {
-        *self = Self::build(self.settings, objects, self.placements.clone())?;
-        Ok(())
+    pub fn replace(&mut self, objects: impl IntoIterator<Item: Into<Arc<Object>>>) -> Result<(), InputErrors> {
+        let mut all = self.objects.clone();
+        let mut report = Report::default();
+        let (mut changes, moved) = all.replace(objects.into_iter().map(Into::into).collect(), &mut report);
+        report.finish(())?;
+        all.sort(&mut changes);
+        self.change(all, &changes, moved)
     }
 
     /// Removes objects by kind, namespace and name, and, as the cluster does, what is in a namespace that goes and what
@@ -250,38 +235,42 @@ impl Model {
     /// # Errors
     /// When others need them (pods on a node that goes); then nothing has changed.
     pub fn delete(&mut self, keys: &[ObjectKey]) -> Result<usize, InputErrors> {
-        let (mut all, mut gone) = (self.objects.clone(), keys.iter().cloned().collect::<BTreeSet<ObjectKey>>());
+        let mut all = self.objects.clone();
+        let mut gone: BTreeSet<ObjectKey> = keys.iter().cloned().collect();
+        let mut changes: Vec<objects::Changed> = gone.iter().filter_map(|key| all.remove(key)).collect();
         loop {
-            let goes = |object: &Object| {
+            let in_gone_namespace = |namespace: &str| {
+                !namespace.is_empty() && gone.contains(&ObjectKey { kind: "Namespace", name: Name::new("", namespace) })
+            };
+            let namespaces_go = gone.iter().any(|key| key.kind == "Namespace");
+            let goes = |object: &&Object| {
                 let meta = object.meta();
-                let namespace = || ObjectKey { kind: "Namespace", name: Name::new("", &meta.namespace) };
                 let made_by_gone = |(kind, name): &(String, String)| {
                     let in_namespace = |key: &ObjectKey| key.name.namespace == meta.namespace && key.name.name == *name;
                     gone.iter().any(|key| key.kind == *kind && in_namespace(key))
                 };
-                gone.contains(&object.key())
-                    || (!meta.namespace.is_empty() && gone.contains(&namespace()))
+                (namespaces_go && in_gone_namespace(&meta.namespace))
                     || (!meta.owners.is_empty() && meta.owners.iter().all(made_by_gone))
             };
-            let (going, staying): (Vec<Object>, Vec<Object>) = all.into_iter().partition(goes);
-            all = staying;
+            let going: Vec<ObjectKey> = all.iter().filter(goes).map(Object::key).collect();
             if going.is_empty() {
                 break;
             }
-            gone.extend(going.iter().map(Object::key));
+            changes.extend(going.iter().filter_map(|key| all.remove(key)));
+            gone.extend(going);
         }
-        let removed = self.objects.len() - all.len();
-        *self = Self::build(self.settings, all, self.placements.clone())?;
+        let removed = changes.len();
+        self.change(all, &changes, false)?;
         Ok(removed)
     }
 
-    /// Every object that was read.
-    pub fn objects(&self) -> &[Object] {
+    /// Every object that was read, in order.
+    pub fn objects(&self) -> &Objects {
         &self.objects
     }
 
     /// Pods by name.
-    pub fn pods(&self) -> &BTreeMap<Name, Pod> {
+    pub fn pods(&self) -> &Map<Name, Pod> {
         &self.resolved.pods
     }
 
@@ -292,41 +281,49 @@ impl Model {
 
     /// A node by name.
     pub fn node(&self, name: &str) -> Option<&Node> {
-        self.resolved.nodes.iter().find(|node| node.name == name)
+        self.resolved.node(name)
+    }
+
+    /// Who has an address: a pod with a network of its own (namespace and name), or a node (name alone).
+    pub fn holder(&self, address: IpAddr) -> Option<Name> {
+        self.resolved.holders.get(&address).map(|holder| match holder {
+            Holder::Node(node) => Name::new("", node),
+            Holder::Pod(pod) => pod.clone(),
+        })
     }
 
     /// Namespaces, also those that exist only because an object is in them, with their labels.
-    pub fn namespaces(&self) -> &BTreeMap<String, Labels> {
+    pub fn namespaces(&self) -> &Map<String, Labels> {
         &self.resolved.namespaces
     }
 
     /// Network policies by name.
-    pub fn policies(&self) -> &BTreeMap<Name, NetworkPolicy> {
+    pub fn policies(&self) -> &Map<Name, NetworkPolicy> {
         &self.resolved.policies
     }
 
     /// Cilium's policies by name; those of the whole cluster have no namespace.
-    pub fn cilium_policies(&self) -> &BTreeMap<Name, CiliumPolicy> {
+    pub fn cilium_policies(&self) -> &Map<Name, CiliumPolicy> {
         &self.resolved.cilium_policies
     }
 
     /// ClusterNetworkPolicies by name.
-    pub fn cluster_policies(&self) -> &BTreeMap<String, ClusterPolicy> {
+    pub fn cluster_policies(&self) -> &Map<String, ClusterPolicy> {
         &self.resolved.cluster_policies
     }
 
     /// CIDR groups by name.
-    pub fn cidr_groups(&self) -> &BTreeMap<String, CidrGroup> {
+    pub fn cidr_groups(&self) -> &Map<String, CidrGroup> {
         &self.resolved.cidr_groups
     }
 
     /// Services by name, with cluster addresses filled in.
-    pub fn services(&self) -> &BTreeMap<Name, Service> {
+    pub fn services(&self) -> &Map<Name, Service> {
         &self.resolved.services
     }
 
     /// Endpoint slices by name: those that were read, and those derived for services that have none.
-    pub fn endpoint_slices(&self) -> &BTreeMap<Name, EndpointSlice> {
+    pub fn endpoint_slices(&self) -> &Map<Name, EndpointSlice> {
         &self.resolved.slices
     }
 

@@ -12,7 +12,7 @@ use crate::prefix::Prefix;
 use crate::yaml::Position;
 
 /// Node objects, or else the nodes that pods name; at least two when there are no Node objects.
-pub(super) fn nodes(objects: &[Object], settings: Settings, report: &mut Report) -> Vec<Node> {
+pub(super) fn nodes(objects: &[&Object], settings: Settings, report: &mut Report) -> Vec<Node> {
     let mut given: Vec<&NodeObject> = Vec::new();
     let mut named: Vec<&str> = Vec::new();
     for object in objects {

@@ -14,18 +14,11 @@ use super::tiers::{Draft, Said};
 use crate::model::cilium::Inspect;
 use crate::model::{ContainerPort, PortSelector, Protocol};
 
-/// A policy with its peers resolved.
-#[derive(Clone, Debug)]
+/// A policy whose rules have numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CompiledPolicy {
     pub(super) form: Arc<Form>,
-    rules: Vec<CompiledRule>,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct CompiledRule {
-    pub(super) id: RuleId,
-    /// Everybody is a peer.
-    anybody: bool,
+    rules: Vec<RuleId>,
 }
 
 /// Whose entries are made.
@@ -37,55 +30,72 @@ pub(super) struct Endpoint<'a> {
 }
 
 impl CompiledPolicy {
-    pub(super) fn new(form: Arc<Form>, peers: &Peers, table: &mut RuleTable) -> Self {
-        let rules = form.rules.iter().map(|rule| CompiledRule::new(&form, rule, peers, table)).collect();
+    pub(super) fn new(form: Arc<Form>, table: &mut RuleTable) -> Self {
+        let rules = form.rules.iter().map(|rule| table.add(info(&form, rule))).collect();
         Self { form, rules }
     }
 
-    /// Its rules for a direction, as written and as resolved.
-    pub(super) fn rules(&self, direction: Direction) -> impl Iterator<Item = (&FormRule, &CompiledRule)> {
-        self.form.rules.iter().zip(&self.rules).filter(move |(rule, _)| rule.list.direction() == direction)
+    /// Takes its rules out of the table.
+    pub(super) fn forget(&self, table: &mut RuleTable) {
+        for id in &self.rules {
+            table.remove(*id);
+        }
+    }
+
+    /// Its rules for a direction, with their numbers.
+    pub(super) fn rules(&self, direction: Direction) -> impl Iterator<Item = (&FormRule, RuleId)> {
+        let all = self.form.rules.iter().zip(self.rules.iter().copied());
+        all.filter(move |(rule, _)| rule.list.direction() == direction)
     }
 
     /// Adds what the policy says to an endpoint that it selects.
     pub(super) fn entries(&self, direction: Direction, endpoint: Endpoint<'_>, peers: &Peers, draft: &mut Draft) {
-        for (rule, compiled) in self.rules(direction) {
-            compiled.entries(&self.form, rule, endpoint, peers, draft);
+        for (rule, id) in self.rules(direction) {
+            Numbered { form: &self.form, rule, id }.entries(endpoint, peers, draft);
         }
     }
 }
 
-impl CompiledRule {
-    fn new(form: &Form, rule: &FormRule, peers: &Peers, table: &mut RuleTable) -> Self {
-        // One item of a policy may have become several; places are those of items.
-        let places = |items: Vec<(usize, &crate::yaml::Position)>| {
-            let mut places = Vec::new();
-            for (item, position) in items {
-                places.resize_with(places.len().max(item + 1), || position.clone());
-            }
-            places
-        };
-        let id = table.add(RuleInfo {
-            id: 0,
-            kind: form.kind,
-            policy: form.name.clone(),
-            spec: form.spec,
-            direction: rule.list.direction(),
-            list: rule.list,
-            index: rule.index,
-            action: rule.action,
-            log: rule.log.clone(),
-            position: rule.position.clone(),
-            peers: places(rule.peers.iter().flatten().map(|peer| (peer.item, &peer.position)).collect()),
-            ports: places(rule.ports.iter().map(|port| (port.item, &port.position)).collect()),
-        });
-        Self { id, anybody: rule.peers.as_ref().is_none_or(|all| peers.is_everybody(all)) }
+fn info(form: &Form, rule: &FormRule) -> RuleInfo {
+    // One item of a policy may have become several; places are those of items.
+    let places = |items: Vec<(usize, &crate::yaml::Position)>| {
+        let mut places = Vec::new();
+        for (item, position) in items {
+            places.resize_with(places.len().max(item + 1), || position.clone());
+        }
+        places
+    };
+    RuleInfo {
+        id: 0,
+        kind: form.kind,
+        policy: form.name.clone(),
+        spec: form.spec,
+        direction: rule.list.direction(),
+        list: rule.list,
+        index: rule.index,
+        action: rule.action,
+        log: rule.log.clone(),
+        position: rule.position.clone(),
+        peers: places(rule.peers.iter().flatten().map(|peer| (peer.item, &peer.position)).collect()),
+        ports: places(rule.ports.iter().map(|port| (port.item, &port.position)).collect()),
     }
+}
 
-    fn entries(&self, form: &Form, rule: &FormRule, endpoint: Endpoint<'_>, peers: &Peers, draft: &mut Draft) {
+/// A rule, while its entries are made.
+#[derive(Clone, Copy)]
+struct Numbered<'a> {
+    form: &'a Form,
+    rule: &'a FormRule,
+    id: RuleId,
+}
+
+impl Numbered<'_> {
+    fn entries(self, endpoint: Endpoint<'_>, peers: &Peers, draft: &mut Draft) {
+        let Self { form, rule, id } = self;
+        let anybody = rule.peers.as_ref().is_none_or(|all| peers.is_everybody(all));
         let direction = rule.list.direction();
         let mut selected = BTreeSet::new();
-        if self.anybody {
+        if anybody {
             selected.insert(ids::UNKNOWN);
         } else {
             for peer in rule.peers.iter().flatten() {
@@ -94,7 +104,7 @@ impl CompiledRule {
             }
         }
         let mut say = |identity: Identity, l4: L4, port: Option<&FormPort>| {
-            draft.add(form.stage, rule.level, identity, l4, said(rule.action, port), self.id);
+            draft.add(form.stage, rule.level, identity, l4, said(rule.action, port), id);
         };
         if rule.ports.is_empty() {
             for &identity in &selected {
@@ -111,7 +121,7 @@ impl CompiledRule {
                     own.map(|own| L4 { protocol: port.protocol, port: own.port, bits: 24 }).collect()
                 }
                 (PortSelector::Named(name), Direction::Egress) => {
-                    for (identity, number) in self.ports_of_peers(name, port.protocol, &selected, peers) {
+                    for (identity, number) in ports_of_peers(name, port.protocol, (anybody, &selected), peers) {
                         say(identity, L4 { protocol: port.protocol, port: number, bits: 24 }, Some(port));
                     }
                     Vec::new()
@@ -124,21 +134,20 @@ impl CompiledRule {
             }
         }
     }
+}
 
-    /// What a name stands for on the peers that have it.
-    fn ports_of_peers(
-        &self,
-        name: &str,
-        number: u8,
-        selected: &BTreeSet<Identity>,
-        peers: &Peers,
-    ) -> BTreeSet<(Identity, u16)> {
-        let Some(protocol): Option<Protocol> = protocol(number) else {
-            return BTreeSet::new();
-        };
-        let meant = peers.groups().filter(|(identity, _)| self.anybody || selected.contains(identity));
-        meant.flat_map(|(identity, group)| group.ports(name, protocol).map(move |port| (identity, port))).collect()
-    }
+/// What a name stands for on the peers that have it.
+fn ports_of_peers(
+    name: &str,
+    number: u8,
+    (anybody, selected): (bool, &BTreeSet<Identity>),
+    peers: &Peers,
+) -> BTreeSet<(Identity, u16)> {
+    let Some(protocol): Option<Protocol> = protocol(number) else {
+        return BTreeSet::new();
+    };
+    let meant = peers.groups().filter(|(identity, _)| anybody || selected.contains(identity));
+    meant.flat_map(|(identity, group)| group.ports(name, protocol).map(move |port| (identity, port))).collect()
 }
 
 fn said(action: RuleAction, port: Option<&FormPort>) -> Said {

@@ -88,8 +88,8 @@ impl Compiled {
         };
         let mut attempts = Vec::new();
         for policy in self.about(pod) {
-            for (rule, compiled) in policy.rules(direction) {
-                let Some(info) = self.rules().get(compiled.id) else {
+            for (rule, id) in policy.rules(direction) {
+                let Some(info) = self.rules().get(id) else {
                     continue;
                 };
                 let mut peer = Part::Nothing;

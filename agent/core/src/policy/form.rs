@@ -12,7 +12,6 @@ use crate::model::cilium::Inspect;
 use crate::model::{Entity, IpBlock, Name, NamePattern, PodQuestion, PortSelector};
 use crate::yaml::Position;
 
-use super::peers::PeerChanges;
 use super::rules::{Direction, List};
 
 /// Kinds of policies.
@@ -211,15 +210,6 @@ impl Form {
             Direction::Ingress => self.isolates_ingress,
             Direction::Egress => self.isolates_egress,
         }
-    }
-
-    /// Whether its entries may be others after a change of peers.
-    pub(super) fn is_touched_by(&self, changes: &PeerChanges) -> bool {
-        let named = |port: &FormPort| matches!(port.ports, PortSelector::Named(_));
-        self.rules.iter().any(|rule| {
-            (changes.groups && rule.list.direction() == Direction::Egress && rule.ports.iter().any(named))
-                || rule.peers.iter().flatten().any(|peer| changes.selects.contains(&peer.selects))
-        })
     }
 
     /// Its rules for a direction, in order.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use datapath_abi::ids::{self, Identity};
 
@@ -12,6 +13,7 @@ use super::asked::Questions;
 use super::settings::PolicySettings;
 use crate::identity::{IdentityAllocator, Mark, Owner};
 use crate::labels::Labels;
+use crate::map::Map;
 use crate::model::question::{Asked, DEFAULT_SERVICE_ACCOUNT, SERVICE_ACCOUNT};
 use crate::model::{Name, Pod, Protocol, Resolved};
 
@@ -24,7 +26,7 @@ type Key = (String, Labels);
 /// Addresses of pods that share an identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Group {
-    namespace: String,
+    pub(super) namespace: String,
     /// Labels that count, those that are asked for, and the service account.
     labels: Labels,
     namespace_labels: Labels,
@@ -67,11 +69,19 @@ pub(super) struct Turnover {
 /// All groups.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Groups {
-    alike: BTreeMap<Key, Alike>,
-    groups: BTreeMap<Identity, Group>,
-    addresses: BTreeMap<IpAddr, Identity>,
+    alike: Map<Arc<Key>, Arc<Alike>>,
+    groups: Map<Identity, Arc<Group>>,
+    addresses: Map<IpAddr, Identity>,
     /// Keys whose parts have changed since identities were given.
-    dirty: BTreeSet<Key>,
+    dirty: BTreeSet<Arc<Key>>,
+}
+
+/// An identity whose group has come, gone or changed.
+#[derive(Clone, Debug)]
+pub(super) struct Turned {
+    pub(super) identity: Identity,
+    pub(super) old: Option<Arc<Group>>,
+    pub(super) new: Option<Arc<Group>>,
 }
 
 /// The labels of a pod that make its identity. A label of its own is no service account, whatever it is called.
@@ -92,18 +102,22 @@ pub(super) fn difference<'a>(set: &Marks, sets: impl Iterator<Item = &'a Marks> 
 
 impl Groups {
     pub(super) fn iter(&self) -> impl Iterator<Item = (Identity, &Group)> {
-        self.groups.iter().map(|(identity, group)| (*identity, group))
+        self.groups.iter().map(|(identity, group)| (*identity, group.as_ref()))
     }
 
-    pub(super) fn get(&self, identity: Identity) -> Option<&Group> {
-        self.groups.get(&identity)
+    /// Groups of a namespace.
+    pub(super) fn of_namespace<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = (Identity, &'a Group)> {
+        let own = self.alike.range_from(&(namespace.to_owned(), Labels::new()));
+        let own = own.take_while(move |(key, _)| key.0 == namespace).flat_map(|(_, alike)| alike.owners.values());
+        own.filter_map(|(_, identity)| Some((*identity, self.groups.get(identity)?.as_ref())))
     }
 
-    pub(super) fn addresses(&self) -> &BTreeMap<IpAddr, Identity> {
+    pub(super) fn addresses(&self) -> &Map<IpAddr, Identity> {
         &self.addresses
     }
 
-    /// Brings the parts up to date, told which pods have come, gone or changed. What was asked before, and the cluster that was, must be what the parts were made of.
+    /// Brings the parts up to date, told which pods have come, gone or changed. What was asked before, and the cluster
+    /// that was, must be what the parts were made of.
     pub(super) fn regroup(
         &mut self,
         old: (&Resolved, &Questions),
@@ -111,11 +125,8 @@ impl Groups {
         changed: &BTreeSet<Name>,
         settings: &PolicySettings,
     ) {
-        let asked = old.1.changes(new.1);
-        let mut moved: BTreeSet<&Name> = changed.iter().collect();
-        if !asked.is_empty() {
-            moved.extend(own_pods(new.0).filter(|pod| asked.concern(pod)).map(|pod| &pod.name));
-        }
+        let mut moved = old.1.changes(new.1).concerned(new.0);
+        moved.extend(changed);
         for name in &moved {
             if let Some(was) = own_pod(old.0, name) {
                 self.remove(was, old.1, settings);
@@ -127,23 +138,22 @@ impl Groups {
             }
         }
         // Labels of a namespace belong to the identities in it.
-        let changed = new.0.namespaces.iter().filter(|(name, labels)| old.0.namespaces.get(*name) != Some(labels));
-        for (name, _) in changed {
-            let from = (name.clone(), Labels::new());
-            let own = self.alike.range(from..).take_while(|((namespace, _), _)| namespace == name);
-            self.dirty.extend(own.map(|(key, _)| key.clone()));
+        for (name, _, _) in old.0.namespaces.diff(&new.0.namespaces) {
+            let own = self.alike.range_from(&(name.clone(), Labels::new()));
+            self.dirty.extend(own.map(|(key, _)| key).take_while(|key| key.0 == *name).cloned());
         }
     }
 
     fn remove(&mut self, pod: &Pod, questions: &Questions, settings: &PolicySettings) {
-        let key = key(pod, settings);
+        let key = Arc::new(key(pod, settings));
         if let Some(alike) = self.alike.get_mut(&key) {
+            let parts = &mut Arc::make_mut(alike).parts;
             for address in &pod.addresses {
                 let marks = questions.of_pod(*address, pod);
-                if let Some(part) = alike.parts.get_mut(&marks) {
+                if let Some(part) = parts.get_mut(&marks) {
                     part.remove(address);
                     if part.is_empty() {
-                        alike.parts.remove(&marks);
+                        parts.remove(&marks);
                     }
                 }
                 self.addresses.remove(address);
@@ -153,11 +163,13 @@ impl Groups {
     }
 
     fn add(&mut self, pod: &Pod, questions: &Questions, settings: &PolicySettings) {
-        let key = key(pod, settings);
-        let alike = self.alike.entry(key.clone()).or_default();
-        for address in &pod.addresses {
-            let part = alike.parts.entry(questions.of_pod(*address, pod)).or_default();
-            part.insert(*address, pod.name.clone());
+        let key = Arc::new(key(pod, settings));
+        if let Some(alike) = self.alike.get_or_default(&key) {
+            let parts = &mut Arc::make_mut(alike).parts;
+            for address in &pod.addresses {
+                let part = parts.entry(questions.of_pod(*address, pod)).or_default();
+                part.insert(*address, pod.name.clone());
+            }
         }
         self.dirty.insert(key);
     }
@@ -179,9 +191,10 @@ impl Groups {
         cluster: &Resolved,
         questions: &Questions,
         identities: &IdentityAllocator,
-    ) -> BTreeSet<Identity> {
-        let mut before: BTreeMap<Identity, Option<Group>> = BTreeMap::new();
+    ) -> Vec<Turned> {
+        let mut before: BTreeMap<Identity, Option<Arc<Group>>> = BTreeMap::new();
         let dirty = std::mem::take(&mut self.dirty);
+        let mut to_write = Vec::new();
         for key in &dirty {
             for (_, identity) in self.alike.get(key).into_iter().flat_map(|alike| alike.owners.values()) {
                 let gone = self.groups.remove(identity);
@@ -194,28 +207,31 @@ impl Groups {
                 self.alike.remove(key);
                 continue;
             }
+            let alike = Arc::make_mut(alike);
             let mut owners = BTreeMap::new();
             for (marks, members) in &alike.parts {
                 let owner = owner(key, alike, marks, cluster);
                 let identity = identities.number(&owner).unwrap_or(ids::UNMANAGED);
                 owners.insert(marks.clone(), (owner, identity));
-                self.addresses.extend(members.keys().map(|address| (*address, identity)));
+                for address in members.keys().filter(|address| self.addresses.get(*address) != Some(&identity)) {
+                    to_write.push((*address, identity));
+                }
                 before.entry(identity).or_insert(None);
-                self.groups.insert(identity, group(key, marks, members, cluster, questions));
+                self.groups.insert(identity, Arc::new(group(key, marks, members, cluster, questions)));
             }
+            self.addresses.extend(to_write.drain(..));
             alike.owners = owners;
         }
-        let changed = before.into_iter().filter(|(identity, was)| self.groups.get(identity) != was.as_ref());
-        changed.map(|(identity, _)| identity).collect()
+        let turned = before.into_iter().map(|(identity, old)| {
+            let new = self.groups.get(&identity).cloned();
+            Turned { identity, old, new }
+        });
+        turned.filter(|turned| turned.old != turned.new).collect()
     }
 }
 
 fn own_pod<'a>(cluster: &'a Resolved, name: &Name) -> Option<&'a Pod> {
     cluster.pods.get(name).filter(|pod| !pod.host_network)
-}
-
-fn own_pods(cluster: &Resolved) -> impl Iterator<Item = &Pod> {
-    cluster.pods.values().filter(|pod| !pod.host_network)
 }
 
 fn owner(key: &Key, alike: &Alike, marks: &Marks, cluster: &Resolved) -> Owner {
@@ -244,7 +260,7 @@ fn group(
         }
         // All members have the same values of what is asked for.
         if index == 0 {
-            let asked = questions.keys.iter().filter_map(|key| pod.labels.get_key_value(key));
+            let asked = questions.keys.keys().filter_map(|key| pod.labels.get_key_value(key));
             labels.extend(asked.map(|(key, value)| (key.clone(), value.clone())));
         }
     }

@@ -1,6 +1,6 @@
 //! From every kind of policy to the one form.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::form::{
@@ -9,6 +9,7 @@ use super::form::{
 use super::rules::List;
 use super::settings::PolicySettings;
 use crate::labels::Selector;
+use crate::map::Map;
 use crate::model::cilium::{
     CiliumPeerSelector, CiliumPort, CiliumRule, CiliumSpec, CiliumSubject, GroupRef, ServiceRef,
 };
@@ -26,47 +27,73 @@ pub const AUDIT: &str = "policy.weir.dev/audit";
 
 const EVERYWHERE: InCluster = InCluster { pods: true, nodes: true };
 
-/// Forms by the policy that they are of, in a fixed order.
-pub(super) type Lowered = BTreeMap<(PolicyKind, Name), Vec<Arc<Form>>>;
+/// What a policy is found by.
+pub(super) type PolicyKey = (PolicyKind, Name);
 
-/// Every policy of a cluster. Those that are as they were in the old cluster keep their forms.
+/// Forms by the policy that they are of, in a fixed order.
+pub(super) type Lowered = Map<PolicyKey, Vec<Arc<Form>>>;
+
+/// Every policy of a cluster, from those of the cluster before it.
 pub(super) fn lower(old: (&Resolved, &Lowered), cluster: &Resolved, settings: &PolicySettings) -> Lowered {
-    let mut forms = Lowered::new();
-    let mut add = |kind: PolicyKind, name: &Name, same: bool, make: &dyn Fn() -> Vec<Form>| {
-        let key = (kind, name.clone());
-        let kept = old.1.get(&key).filter(|_| same);
-        let made = kept.cloned().unwrap_or_else(|| make().into_iter().map(Arc::new).collect());
-        forms.insert(key, made);
+    let mut forms = old.1.clone();
+    let mut put = |key: PolicyKey, made: Option<Vec<Form>>| match made {
+        Some(made) => {
+            let made: Vec<Arc<Form>> = made.into_iter().map(Arc::new).collect();
+            if forms.get(&key) != Some(&made) {
+                forms.insert(key, made);
+            }
+        }
+        None => {
+            forms.remove(&key);
+        }
     };
-    for (name, policy) in &cluster.policies {
-        let same = old.0.policies.get(name) == Some(policy);
-        add(PolicyKind::NetworkPolicy, name, same, &|| vec![network_policy(policy)]);
+    for (name, _, policy) in old.0.policies.diff(&cluster.policies) {
+        put((PolicyKind::NetworkPolicy, name.clone()), policy.map(|policy| vec![network_policy(policy)]));
     }
-    let same_around = old.0.cidr_groups == cluster.cidr_groups
-        && old.0.services == cluster.services
-        && written_slices(old.0).eq(written_slices(cluster));
-    for (name, policy) in &cluster.cilium_policies {
-        let same = same_around && old.0.cilium_policies.get(name) == Some(policy);
-        let specs = || policy.specs.iter().map(|spec| cilium(policy, spec, cluster, settings)).collect();
-        add(cilium_kind(policy), name, same, &specs);
+    let specs =
+        |policy: &CiliumPolicy| policy.specs.iter().map(|spec| cilium(policy, spec, cluster, settings)).collect();
+    for (name, _, policy) in old.0.cilium_policies.diff(&cluster.cilium_policies) {
+        put((cilium_kind(name), name.clone()), policy.map(specs));
     }
-    for (name, policy) in &cluster.cluster_policies {
-        let same = old.0.cluster_policies.get(name) == Some(policy);
-        add(PolicyKind::ClusterNetworkPolicy, &Name::new("", name), same, &|| vec![cluster_policy(policy)]);
+    if is_other_around(old.0, cluster) {
+        for (name, policy) in cluster.cilium_policies.iter().filter(|(_, policy)| looks_around(policy)) {
+            put((cilium_kind(name), name.clone()), Some(specs(policy)));
+        }
+    }
+    for (name, _, policy) in old.0.cluster_policies.diff(&cluster.cluster_policies) {
+        let key = (PolicyKind::ClusterNetworkPolicy, Name::new("", name));
+        put(key, policy.map(|policy| vec![cluster_policy(policy)]));
     }
     forms
 }
 
-/// Slices that no pods are behind.
-fn written_slices(cluster: &Resolved) -> impl Iterator<Item = &EndpointSlice> {
-    cluster.slices.values().filter(|slice| {
-        let service = slice.service.as_ref().and_then(|name| cluster.services.get(name));
+/// Whether what policies refer to by name has changed: CIDR groups, services, and slices that no pods are behind.
+fn is_other_around(old: &Resolved, new: &Resolved) -> bool {
+    let written = |cluster: &Resolved, slice: Option<&EndpointSlice>| {
+        let service = slice.and_then(|slice| cluster.services.get(slice.service.as_ref()?));
         service.is_some_and(|service| service.selector.is_empty())
+    };
+    old.cidr_groups.diff(&new.cidr_groups).next().is_some()
+        || old.services.diff(&new.services).next().is_some()
+        || old.slices.diff(&new.slices).any(|(_, was, is)| written(old, was) || written(new, is))
+}
+
+/// Whether a policy refers to such things.
+fn looks_around(policy: &CiliumPolicy) -> bool {
+    let lists =
+        policy.specs.iter().flat_map(|spec| [&spec.ingress, &spec.ingress_deny, &spec.egress, &spec.egress_deny]);
+    lists.flatten().flat_map(|rule| rule.peers.iter().flatten()).any(|peer| match &peer.selects {
+        CiliumPeerSelector::Groups { .. } | CiliumPeerSelector::Services(_) => true,
+        CiliumPeerSelector::Pods(_)
+        | CiliumPeerSelector::Entity(_)
+        | CiliumPeerSelector::Cidr(_)
+        | CiliumPeerSelector::Nodes(_)
+        | CiliumPeerSelector::Names(_) => false,
     })
 }
 
-fn cilium_kind(policy: &CiliumPolicy) -> PolicyKind {
-    match policy.meta.namespace.as_str() {
+fn cilium_kind(name: &Name) -> PolicyKind {
+    match name.namespace.as_str() {
         "" => PolicyKind::CiliumClusterwideNetworkPolicy,
         _ => PolicyKind::CiliumNetworkPolicy,
     }
@@ -151,7 +178,7 @@ fn cilium(policy: &CiliumPolicy, spec: &CiliumSpec, cluster: &Resolved, settings
         }
     }
     Form {
-        kind: cilium_kind(policy),
+        kind: cilium_kind(&policy.meta.full_name()),
         name: policy.meta.full_name(),
         spec: spec.index,
         position: if spec.index.is_some() { spec.position.clone() } else { policy.meta.position.clone() },

@@ -33,9 +33,10 @@ mod explain;
 mod groups;
 mod lower;
 mod peers;
+mod selections;
 mod tiers;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -50,14 +51,14 @@ pub use settings::{Enforcement, LabelFilter, PolicySettings};
 pub use state::{Action, L4, PolicyState, Proxy, Verdict};
 
 use crate::identity::{IdentityAllocator, IdentityError};
+use crate::map::Map;
 use crate::model::question::{Asked, DEFAULT_SERVICE_ACCOUNT};
 use crate::model::{Model, Name, Pod, Resolved};
 use crate::yaml::Position;
-use asked::Questions;
 use compile::{CompiledPolicy, Endpoint};
-use form::{Form, Select, Subject};
-use lower::Lowered;
-use peers::Peers;
+use form::{Form, Subject};
+use lower::{Lowered, PolicyKey};
+use peers::{FormChanges, Peers};
 use tiers::{Draft, Said};
 
 /// A policy that isolates a pod.
@@ -73,13 +74,13 @@ pub struct PolicyRef {
     pub audit: bool,
 }
 
-/// The cluster's policies, ready to be asked for any endpoint; the same on every node.
+/// The cluster's policies, ready to be asked for any endpoint; the same on every node. A copy costs nothing.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     cluster: Arc<Resolved>,
     peers: Peers,
     lowered: Lowered,
-    policies: Vec<CompiledPolicy>,
+    policies: Map<PolicyKey, Vec<CompiledPolicy>>,
     rules: RuleTable,
 }
 
@@ -90,6 +91,8 @@ pub struct Changes {
     all: bool,
     /// Pods that have changed themselves, or their namespaces.
     pods: BTreeSet<Name>,
+    /// Nodes have changed.
+    nodes: bool,
     /// Policies, old and new, that say something else now.
     forms: Vec<Arc<Form>>,
 }
@@ -124,7 +127,7 @@ impl Compiled {
             cluster: Arc::default(),
             peers: Peers::with(settings),
             lowered: Lowered::new(),
-            policies: Vec::new(),
+            policies: Map::new(),
             rules: RuleTable::default(),
         };
         compiled.change(cluster, identities, true)?;
@@ -137,10 +140,10 @@ impl Compiled {
     /// # Errors
     /// When identities are used up; then nothing has changed.
     pub fn update(&mut self, model: &Model, identities: &mut IdentityAllocator) -> Result<Changes, IdentityError> {
+        let before = self.clone();
         let result = self.change(model.resolved(), identities, false);
         if result.is_err() {
-            let (cluster, settings) = (Arc::clone(&self.cluster), self.settings().clone());
-            *self = Self::from_scratch(cluster, identities, settings)?;
+            *self = before;
         }
         result
     }
@@ -153,27 +156,54 @@ impl Compiled {
     ) -> Result<Changes, IdentityError> {
         let old = Arc::clone(&self.cluster);
         let lowered = lower::lower((&old, &self.lowered), &cluster, self.settings());
-        let forms = || lowered.values().flatten();
-        let questions = Questions::new(forms().map(Arc::as_ref), &cluster, self.settings());
-        let selects: BTreeSet<&Select> = forms()
-            .flat_map(|form| form.rules.iter().flat_map(|rule| rule.peers.iter().flatten()))
-            .map(|peer| &peer.selects)
+        let before = self.lowered.clone();
+        let forms: Vec<(&PolicyKey, &[Arc<Form>], &[Arc<Form>])> = before
+            .diff(&lowered)
+            .map(|(key, was, is)| {
+                (key, was.map(Vec::as_slice).unwrap_or_default(), is.map(Vec::as_slice).unwrap_or_default())
+            })
             .collect();
-        let pods = changed_pods(&old, &cluster);
-        let peers = self.peers.update((&old, &cluster), &pods, questions, &selects, identities, from_scratch)?;
-        let mut changes = Changes { all: peers.nodes, pods, forms: Vec::new() };
-        changes.find_namespaces(&old, &cluster);
-        changes.find_forms(&self.lowered, &lowered);
-        if peers.nodes || !changes.forms.is_empty() {
-            self.rules = RuleTable::default();
-            self.policies =
-                forms().map(|form| CompiledPolicy::new(Arc::clone(form), &self.peers, &mut self.rules)).collect();
-            self.lowered = lowered;
+        let mut changes = Changes {
+            pods: old.pods.diff(&cluster.pods).map(|(name, _, _)| name.clone()).collect(),
+            ..Changes::default()
+        };
+        let peers = self.peers.update((&old, &cluster), &changes.pods, &forms, identities, from_scratch)?;
+        changes.all = peers.nodes;
+        changes.nodes = !Arc::ptr_eq(&old.nodes, &cluster.nodes);
+        for (namespace, _, _) in old.namespaces.diff(&cluster.namespaces) {
+            changes.pods.extend(cluster.pods_in(namespace).map(|pod| pod.name.clone()));
         }
-        let touched = self.policies.iter().map(|policy| &policy.form).filter(|form| form.is_touched_by(&peers));
-        changes.forms.extend(touched.cloned());
+        self.renumber(&forms);
+        changes.forms.extend(forms.iter().flat_map(|(_, was, is)| was.iter().chain(*is).cloned()));
+        let touched = peers.policies.iter().filter_map(|key| lowered.get(key));
+        changes.forms.extend(touched.flatten().cloned());
+        self.lowered = lowered;
         self.cluster = cluster;
         Ok(changes)
+    }
+
+    /// Numbers for the rules of changed policies.
+    fn renumber(&mut self, forms: &FormChanges<'_>) {
+        for (key, _, _) in forms {
+            for gone in self.policies.remove(*key).into_iter().flatten() {
+                gone.forget(&mut self.rules);
+            }
+        }
+        let displaced = self.rules.is_displaced();
+        for (key, _, is) in forms.iter().filter(|(_, _, is)| !is.is_empty()) {
+            let made = is.iter().map(|form| CompiledPolicy::new(Arc::clone(form), &mut self.rules)).collect();
+            self.policies.insert((*key).clone(), made);
+        }
+        if !forms.is_empty() && (displaced || self.rules.is_displaced()) {
+            // Who has which number depends on the order.
+            self.rules = RuleTable::default();
+            let all = std::mem::take(&mut self.policies);
+            for (key, made) in &all {
+                let made =
+                    made.iter().map(|policy| CompiledPolicy::new(Arc::clone(&policy.form), &mut self.rules)).collect();
+                self.policies.insert(key.clone(), made);
+            }
+        }
     }
 
     /// Whether a pod's entries may be others after an update.
@@ -181,6 +211,11 @@ impl Compiled {
         changes.all
             || changes.pods.contains(pod)
             || self.cluster.pods.get(pod).is_none_or(|pod| changes.forms.iter().any(|form| self.is_about(form, pod)))
+    }
+
+    /// Whether the entries of nodes themselves may be others after an update.
+    pub fn is_node_changed(&self, changes: &Changes) -> bool {
+        changes.all || changes.nodes || changes.forms.iter().any(|form| matches!(form.subject, Subject::Nodes(_)))
     }
 
     /// Rules by number.
@@ -204,13 +239,24 @@ impl Compiled {
     }
 
     /// Prefixes outside the cluster that have an identity of their own.
-    pub fn prefixes(&self) -> &BTreeMap<crate::Prefix, Identity> {
+    pub fn prefixes(&self) -> &Map<crate::Prefix, Identity> {
         self.peers.prefixes()
     }
 
     /// Policies that isolate a pod in a direction, by name; none: what no rule forbids is allowed.
     pub fn isolating(&self, pod: &Name, direction: Direction) -> Vec<PolicyRef> {
         let found = self.about(pod).filter(|policy| policy.form.isolates(direction));
+        found.map(|policy| policy_ref(&policy.form)).collect()
+    }
+
+    /// Policies that isolate a node itself in a direction, by name.
+    pub fn isolating_node(&self, node: &str, direction: Direction) -> Vec<PolicyRef> {
+        let own = self.cluster.nodes.iter().find(|own| own.name == node);
+        let about = |policy: &&CompiledPolicy| match &policy.form.subject {
+            Subject::Nodes(selector) => own.is_some_and(|own| selector.matches(&own.labels)),
+            Subject::Pods(_) => false,
+        };
+        let found = self.policies().filter(about).filter(|policy| policy.form.isolates(direction));
         found.map(|policy| policy_ref(&policy.form)).collect()
     }
 
@@ -223,15 +269,14 @@ impl Compiled {
 
     /// Policies about nodes, which are in force only with [`PolicySettings::host_firewall`].
     pub fn about_nodes(&self) -> Vec<PolicyRef> {
-        let found = self.policies.iter().filter(|policy| matches!(policy.form.subject, Subject::Nodes(_)));
+        let found = self.policies().filter(|policy| matches!(policy.form.subject, Subject::Nodes(_)));
         found.map(|policy| policy_ref(&policy.form)).collect()
     }
 
     /// Whether a policy is about a node itself.
     pub fn has_host_policy(&self, node: &str) -> bool {
-        let own = self.cluster.nodes.iter().find(|own| own.name == node);
-        own.is_some_and(|own| {
-            self.policies.iter().any(|policy| match &policy.form.subject {
+        self.cluster.node(node).is_some_and(|own| {
+            self.policies().any(|policy| match &policy.form.subject {
                 Subject::Nodes(selector) => selector.matches(&own.labels),
                 Subject::Pods(_) => false,
             })
@@ -241,7 +286,21 @@ impl Compiled {
     /// Policies that select a pod.
     fn about(&self, pod: &Name) -> impl Iterator<Item = &CompiledPolicy> {
         let subject = self.cluster.pods.get(pod).filter(|pod| !pod.host_network);
-        self.policies.iter().filter(move |policy| subject.is_some_and(|pod| self.is_about(&policy.form, pod)))
+        let of_namespace = move |kind| {
+            let home = subject.map_or("", |pod| pod.name.namespace.as_str());
+            let own = self.policies.range_from(&(kind, Name::new(home, "")));
+            own.take_while(move |(key, _)| key.0 == kind && key.1.namespace == home)
+        };
+        let of_cluster =
+            |kind| self.policies.range_from(&(kind, Name::new("", ""))).take_while(move |(key, _)| key.0 == kind);
+        let kinds = [PolicyKind::NetworkPolicy, PolicyKind::CiliumNetworkPolicy].into_iter().flat_map(of_namespace);
+        let of_all = [PolicyKind::CiliumClusterwideNetworkPolicy, PolicyKind::ClusterNetworkPolicy];
+        let found = kinds.chain(of_all.into_iter().flat_map(of_cluster)).flat_map(|(_, policies)| policies);
+        found.filter(move |policy| subject.is_some_and(|pod| self.is_about(&policy.form, pod)))
+    }
+
+    fn policies(&self) -> impl Iterator<Item = &CompiledPolicy> {
+        self.policies.values().flatten()
     }
 
     fn is_about(&self, form: &Form, pod: &Pod) -> bool {
@@ -273,14 +332,14 @@ impl Compiled {
 
     /// What a node's own policy entries are in one direction: what policies with `nodeSelector` say.
     pub fn host_state(&self, node: &str, direction: Direction) -> PolicyState {
-        let Some(own) = self.cluster.nodes.iter().find(|own| own.name == node) else {
+        let Some(own) = self.cluster.node(node) else {
             return PolicyState::default();
         };
         let about = |policy: &&CompiledPolicy| match &policy.form.subject {
             Subject::Nodes(selector) => selector.matches(&own.labels),
             Subject::Pods(_) => false,
         };
-        let policies: Vec<&CompiledPolicy> = self.policies.iter().filter(about).collect();
+        let policies: Vec<&CompiledPolicy> = self.policies().filter(about).collect();
         self.compile(&policies, Endpoint { node, ports: &[] }, direction, false)
     }
 
@@ -318,51 +377,6 @@ impl Compiled {
 
     pub(crate) fn cluster(&self) -> &Resolved {
         &self.cluster
-    }
-}
-
-/// Pods that have come, gone or changed.
-fn changed_pods(old: &Resolved, new: &Resolved) -> BTreeSet<Name> {
-    let mut changed = BTreeSet::new();
-    if Arc::ptr_eq(&old.pods, &new.pods) {
-        return changed;
-    }
-    let mut before = old.pods.iter().peekable();
-    for (name, is) in new.pods.iter() {
-        // Both in the order of names.
-        while let Some((gone, _)) = before.next_if(|(was, _)| *was < name) {
-            changed.insert(gone.clone());
-        }
-        let was = before.next_if(|(was, _)| *was == name);
-        if was.map(|(_, was)| was) != Some(is) {
-            changed.insert(name.clone());
-        }
-    }
-    changed.extend(before.map(|(gone, _)| gone.clone()));
-    changed
-}
-
-impl Changes {
-    fn find_namespaces(&mut self, old: &Resolved, new: &Resolved) {
-        if Arc::ptr_eq(&old.namespaces, &new.namespaces) {
-            return;
-        }
-        let changed = new.namespaces.iter().filter(|(name, labels)| old.namespaces.get(*name) != Some(labels));
-        for (namespace, _) in changed {
-            let from = Name::new(namespace, "");
-            let own = new.pods.range(from..).take_while(|(name, _)| name.namespace == *namespace);
-            self.pods.extend(own.map(|(name, _)| name.clone()));
-        }
-    }
-
-    fn find_forms(&mut self, old: &Lowered, new: &Lowered) {
-        let same = |a: &Vec<Arc<Form>>, b: &Vec<Arc<Form>>| {
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
-        };
-        for (here, there) in [(old, new), (new, old)] {
-            let changed = here.iter().filter(|(key, forms)| there.get(*key).is_none_or(|other| !same(forms, other)));
-            self.forms.extend(changed.flat_map(|(_, forms)| forms.iter().cloned()));
-        }
     }
 }
 

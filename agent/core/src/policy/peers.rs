@@ -3,15 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use datapath_abi::ids::{self, Identity};
 
 use super::asked::{Questions, api_server_mark, node_mark};
-use super::form::{FormPeer, InCluster, Select};
+use super::form::{Form, FormPeer, InCluster, Select};
 use super::groups::{Group, Groups, Marks, Turnover, difference};
+use super::lower::PolicyKey;
 use super::rules::Direction;
+use super::selections::{Outside, Selections};
 use super::settings::PolicySettings;
 use crate::identity::{IdentityAllocator, IdentityError, Mark, Owner};
+use crate::map::Map;
 use crate::model::{Entity, IpBlock, Name, NamePattern, Resolved};
 use crate::prefix::Prefix;
 
@@ -24,26 +28,19 @@ struct NodeAddress {
     marks: Marks,
 }
 
-/// Identities of a peer, nodes by address aside: those depend on who looks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Selection {
-    pods: BTreeSet<Identity>,
-    others: BTreeSet<Identity>,
-}
-
 /// All peers of the cluster.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Peers {
-    settings: PolicySettings,
+    settings: Arc<PolicySettings>,
     questions: Questions,
     groups: Groups,
-    nodes: BTreeMap<IpAddr, NodeAddress>,
+    nodes: Arc<BTreeMap<IpAddr, NodeAddress>>,
     /// Owners of the nodes' identities.
-    node_owners: BTreeSet<Owner>,
+    node_owners: Arc<BTreeSet<Owner>>,
     /// Prefixes outside the cluster; those of length 0 are the world, not here.
-    prefixes: BTreeMap<Prefix, Identity>,
+    prefixes: Map<Prefix, Identity>,
     /// Every peer that a rule names.
-    selections: BTreeMap<Select, Selection>,
+    selections: Selections,
     ipv4: bool,
     ipv6: bool,
 }
@@ -51,105 +48,85 @@ pub(super) struct Peers {
 /// What an update has changed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PeerChanges {
-    /// Peers that stand for others now.
-    pub(super) selects: BTreeSet<Select>,
-    /// Pods' identities have come, gone or changed.
-    pub(super) groups: bool,
+    /// Policies with peers that stand for others now.
+    pub(super) policies: BTreeSet<PolicyKey>,
     /// Nodes have changed, or which families there are: everything may have.
     pub(super) nodes: bool,
 }
 
+/// Policies that have come and gone.
+pub(super) type FormChanges<'a> = [(&'a PolicyKey, &'a [Arc<Form>], &'a [Arc<Form>])];
+
 impl Peers {
-    /// Brings everything up to date, from the cluster that it was made of.
+    /// Brings everything up to date, from the cluster that it was made of. `forms`: before and after, of the policies that
+    /// have changed.
     pub(super) fn update(
         &mut self,
         (old, new): (&Resolved, &Resolved),
         changed_pods: &BTreeSet<Name>,
-        questions: Questions,
-        selects: &BTreeSet<&Select>,
+        forms: &FormChanges<'_>,
         identities: &mut IdentityAllocator,
         from_scratch: bool,
     ) -> Result<PeerChanges, IdentityError> {
+        let settings = Arc::clone(&self.settings);
+        let mut questions = self.questions.clone();
+        for (_, was, is) in forms {
+            was.iter().for_each(|form| questions.count(form, &settings, false));
+            is.iter().for_each(|form| questions.count(form, &settings, true));
+        }
+        questions.find_api_server(new);
         let mut turnover = Turnover::default();
-        let settings = self.settings.clone();
         self.groups.regroup((old, &self.questions), (new, &questions), changed_pods, &settings);
         self.groups.turnover(new, &mut turnover);
-        let nodes = node_marks(new, &questions);
-        let owners = node_owners(&nodes);
-        let had = std::mem::take(&mut self.node_owners);
-        turnover.removed.extend(had.difference(&owners).cloned());
-        turnover.added.extend(owners.difference(&had).cloned());
-        let gone = self.prefixes.keys().filter(|prefix| !questions.prefixes.contains(prefix));
-        turnover.removed.extend(gone.map(|prefix| Owner::Prefix(*prefix)));
-        let fresh = questions.prefixes.iter().filter(|prefix| !self.prefixes.contains_key(prefix));
-        turnover.added.extend(fresh.map(|prefix| Owner::Prefix(*prefix)));
+        let same_nodes = Arc::ptr_eq(&old.nodes, &new.nodes) && self.questions.ask_the_same_of_nodes(&questions);
+        let nodes = (!same_nodes || from_scratch).then(|| node_marks(new, &questions));
+        let owners = nodes.as_ref().map(node_owners);
+        if let Some(owners) = &owners {
+            turnover.removed.extend(self.node_owners.difference(owners).cloned());
+            turnover.added.extend(owners.difference(&self.node_owners).cloned());
+        }
+        let prefixes = self.questions.changed_prefixes(&questions);
+        for prefix in &prefixes {
+            let side =
+                if questions.prefixes.contains_key(prefix) { &mut turnover.added } else { &mut turnover.removed };
+            side.insert(Owner::Prefix(*prefix));
+        }
         if from_scratch {
             identities.assign(&turnover.added)?;
         } else {
             identities.change(&turnover.added, &turnover.removed)?;
         }
-        self.node_owners = owners;
-        let changed = self.groups.settle(new, &questions, identities);
         let number = |owner: &Owner| identities.number(owner).unwrap_or(ids::UNMANAGED);
-        let nodes = number_nodes(nodes, &number);
-        let nodes_changed = nodes != self.nodes || (self.ipv4, self.ipv6) != (new.ipv4, new.ipv6);
-        self.nodes = nodes;
+        let turned = self.groups.settle(new, &questions, identities);
+        let mut outside = Outside { prefixes: Vec::new(), all: (self.ipv4, self.ipv6) != (new.ipv4, new.ipv6) };
         (self.ipv4, self.ipv6) = (new.ipv4, new.ipv6);
-        let prefixes: BTreeMap<Prefix, Identity> =
-            questions.prefixes.iter().map(|prefix| (*prefix, number(&Owner::Prefix(*prefix)))).collect();
-        let outside_changed =
-            nodes_changed || prefixes != self.prefixes || questions.api_server != self.questions.api_server;
-        self.prefixes = prefixes;
+        if let Some(owners) = owners {
+            self.node_owners = Arc::new(owners);
+        }
+        if let Some(nodes) = nodes.map(|nodes| number_nodes(nodes, &number)).filter(|nodes| *nodes != *self.nodes) {
+            self.nodes = Arc::new(nodes);
+            outside.all = true;
+        }
+        let changes = PeerChanges { nodes: outside.all, policies: BTreeSet::new() };
+        for prefix in prefixes {
+            if questions.prefixes.contains_key(&prefix) {
+                let identity = number(&Owner::Prefix(prefix));
+                self.prefixes.insert(prefix, identity);
+                outside.prefixes.push((prefix, identity, true));
+            } else if let Some(identity) = self.prefixes.remove(&prefix) {
+                outside.prefixes.push((prefix, identity, false));
+            }
+        }
+        outside.all |= questions.api_server != self.questions.api_server;
         self.questions = questions;
-        let mut changes = PeerChanges { nodes: nodes_changed, groups: !changed.is_empty(), ..PeerChanges::default() };
-        self.reselect(selects, &changed, outside_changed, &mut changes.selects);
-        Ok(changes)
-    }
-
-    /// Brings the selections up to date.
-    fn reselect(
-        &mut self,
-        wanted: &BTreeSet<&Select>,
-        changed: &BTreeSet<Identity>,
-        outside_changed: bool,
-        selects: &mut BTreeSet<Select>,
-    ) {
         let mut selections = std::mem::take(&mut self.selections);
-        selections.retain(|select, _| wanted.contains(select));
-        for (select, selection) in &mut selections {
-            let mut differs = false;
-            for &identity in changed {
-                let selected = self.groups.get(identity).is_some_and(|group| self.takes(select, group));
-                // Somebody whose named ports or the like have changed is somebody else.
-                differs |= selected || selection.pods.contains(&identity);
-                if selected {
-                    selection.pods.insert(identity);
-                } else {
-                    selection.pods.remove(&identity);
-                }
-            }
-            if outside_changed {
-                let others = self.select_others(select);
-                differs |= others != selection.others;
-                selection.others = others;
-            }
-            if differs {
-                selects.insert(select.clone());
-            }
-        }
-        for select in wanted {
-            if !selections.contains_key(select) {
-                let meant = self.groups.iter().filter(|(_, group)| self.takes(select, group));
-                let pods = meant.map(|(identity, _)| identity).collect();
-                let selection = Selection { pods, others: self.select_others(select) };
-                selections.insert((*select).clone(), selection);
-            }
-        }
+        let policies = selections.update(self, forms, &turned, &outside);
         self.selections = selections;
+        Ok(PeerChanges { policies, ..changes })
     }
 
     pub(super) fn with(settings: PolicySettings) -> Self {
-        Self { settings, ..Self::default() }
+        Self { settings: Arc::new(settings), ..Self::default() }
     }
 
     pub(super) fn settings(&self) -> &PolicySettings {
@@ -160,7 +137,15 @@ impl Peers {
         self.groups.iter()
     }
 
-    pub(super) fn prefixes(&self) -> &BTreeMap<Prefix, Identity> {
+    /// Groups that can have to do with a question about pods.
+    pub(super) fn candidates<'a>(&'a self, homes: Option<&'a BTreeSet<String>>) -> Vec<(Identity, &'a Group)> {
+        match homes {
+            Some(homes) => homes.iter().flat_map(|home| self.groups.of_namespace(home)).collect(),
+            None => self.groups.iter().collect(),
+        }
+    }
+
+    pub(super) fn prefixes(&self) -> &Map<Prefix, Identity> {
         &self.prefixes
     }
 
@@ -198,14 +183,11 @@ impl Peers {
 
     /// Adds the identities that a peer stands for, nodes by address or label aside.
     pub(super) fn select(&self, select: &Select, found: &mut BTreeSet<Identity>) {
-        if let Some(selection) = self.selections.get(select) {
-            found.extend(&selection.pods);
-            found.extend(&selection.others);
-        }
+        self.selections.of(select, found);
     }
 
     /// Whether a peer takes the pods of a group.
-    fn takes(&self, select: &Select, group: &Group) -> bool {
+    pub(super) fn takes(&self, select: &Select, group: &Group) -> bool {
         match select {
             Select::Pods(question) => question.matches(&group.asked(&self.settings.cluster)),
             Select::Block { block, cluster } => cluster.pods && group.marks.contains(&Mark::Block(block.clone())),
@@ -215,7 +197,7 @@ impl Peers {
     }
 
     /// Whom a peer stands for besides pods.
-    fn select_others(&self, select: &Select) -> BTreeSet<Identity> {
+    pub(super) fn select_others(&self, select: &Select) -> BTreeSet<Identity> {
         match select {
             Select::Block { block, .. } => self.select_block(block),
             Select::Entity(entity) => self.select_entity(*entity),
@@ -225,9 +207,9 @@ impl Peers {
     }
 
     fn select_block(&self, block: &IpBlock) -> BTreeSet<Identity> {
-        let inside = (self.prefixes.iter()).filter(|(prefix, _)| {
-            block.prefix.covers(**prefix) && !block.except.iter().any(|hole| hole.covers(**prefix))
-        });
+        let inside = self.prefixes.range_from(&block.prefix);
+        let inside = inside.take_while(|(prefix, _)| block.prefix.contains(prefix.address()));
+        let inside = inside.filter(|(prefix, _)| selects(block, **prefix));
         let mut found: BTreeSet<Identity> = inside.map(|(_, identity)| *identity).collect();
         let ipv4 = block.prefix.is_ipv4();
         if block.prefix.length() == 0 && self.uses(ipv4) && !block.except.contains(&block.prefix) {
@@ -316,6 +298,11 @@ impl Peers {
     }
 }
 
+/// Whether a block selects a prefix outside.
+pub(super) fn selects(block: &IpBlock, prefix: Prefix) -> bool {
+    block.prefix.covers(prefix) && !block.except.iter().any(|hole| hole.covers(prefix))
+}
+
 impl NodeAddress {
     fn seen_from(&self, node: &str) -> Identity {
         if self.node == node { ids::HOST } else { self.identity }
@@ -327,7 +314,7 @@ type MarkedNodes = BTreeMap<IpAddr, (String, Marks)>;
 
 fn node_marks(cluster: &Resolved, questions: &Questions) -> MarkedNodes {
     let mut nodes = MarkedNodes::new();
-    for node in &cluster.nodes {
+    for node in cluster.nodes.iter() {
         let marked = node.addresses.iter().map(|address| (*address, questions.of_node(*address, node)));
         nodes.extend(marked.map(|(address, marks)| (address, (node.name.clone(), marks))));
     }

@@ -3,10 +3,11 @@
 //! A number is a hash of policy, direction and index of the rule, so that it survives restarts and the coming and going
 //! of other policies; the rare collision moves to the next free number, in the order of the names.
 
-use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use super::form::{PolicyKind, RuleAction};
+use crate::map::Map;
 use crate::model::Name;
 use crate::yaml::Position;
 
@@ -165,7 +166,9 @@ impl fmt::Display for RuleOrigin<'_> {
 /// All rules by number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuleTable {
-    rules: BTreeMap<RuleId, RuleInfo>,
+    rules: Map<RuleId, Arc<RuleInfo>>,
+    /// Rules whose number is not their hash, because another rule has it.
+    displaced: usize,
 }
 
 impl RuleTable {
@@ -174,29 +177,41 @@ impl RuleTable {
         match id {
             NO_RULE => RuleOrigin::NotIsolated,
             LOCAL_HOST => RuleOrigin::LocalHost,
-            _ => self.rules.get(&id).map_or(RuleOrigin::Gone, RuleOrigin::Rule),
+            _ => self.get(id).map_or(RuleOrigin::Gone, RuleOrigin::Rule),
         }
     }
 
     /// A policy's rule.
     pub fn get(&self, id: RuleId) -> Option<&RuleInfo> {
-        self.rules.get(&id)
+        self.rules.get(&id).map(Arc::as_ref)
     }
 
     /// All rules, by number.
     pub fn iter(&self) -> impl Iterator<Item = &RuleInfo> {
-        self.rules.values()
+        self.rules.values().map(Arc::as_ref)
     }
 
-    /// Adds a rule; its number is chosen here. Rules must come in a fixed order.
+    /// Adds a rule; its number is chosen here. While some are displaced, rules must come in a fixed order.
     pub(super) fn add(&mut self, mut rule: RuleInfo) -> RuleId {
-        let mut id = hash(&rule).max(FIRST);
+        let wanted = hash(&rule).max(FIRST);
+        let mut id = wanted;
         while self.rules.contains_key(&id) {
             id = id.checked_add(1).unwrap_or(FIRST);
         }
+        self.displaced += usize::from(id != wanted);
         rule.id = id;
-        self.rules.insert(id, rule);
+        self.rules.insert(id, Arc::new(rule));
         id
+    }
+
+    /// Removes a rule. While some are displaced, all have to come again.
+    pub(super) fn remove(&mut self, id: RuleId) {
+        self.rules.remove(&id);
+    }
+
+    /// Whether two rules want one number: then numbers depend on the order in which rules have come.
+    pub(super) fn is_displaced(&self) -> bool {
+        self.displaced > 0
     }
 }
 
