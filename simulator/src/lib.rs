@@ -10,3 +10,4 @@ pub mod manifests;
 pub mod packet;
 pub mod report;
 pub mod scenario;
+pub mod settings;

@@ -27,6 +27,9 @@ pub struct Manifests {
     pub broken: bool,
     /// Kinds that were passed over.
     pub passed: PassedOver,
+    /// The documents of the objects, items of a `List` apart; empty unless they were asked for.
+    pub documents: Vec<Node>,
+    keeps: bool,
 }
 
 /// Kinds that were passed over, with their `apiVersion`, and how many objects.
@@ -34,6 +37,13 @@ pub struct Manifests {
 pub struct PassedOver(pub BTreeMap<(String, String), usize>);
 
 impl PassedOver {
+    /// Counts those of another reading too.
+    pub fn add(&mut self, other: Self) {
+        for (kind, count) in other.0 {
+            *self.0.entry(kind).or_default() += count;
+        }
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -64,24 +74,36 @@ pub fn read(files: &[(String, String)]) -> Manifests {
             }
         }
     }
-    let mut seen: BTreeMap<ObjectKey, Position> = BTreeMap::new();
-    let mut twice = Vec::new();
-    for object in &read.objects {
-        let position = object.meta().position.clone();
-        if let Some(first) = seen.get(&object.key()) {
-            let problem = Problem::Taken { what: object.key().to_string(), first: first.clone() };
-            twice.push(InputError::new(position, "metadata.name", problem));
-        } else {
-            seen.insert(object.key(), position);
-        }
-    }
-    read.errors.extend(twice);
-    read.errors.sort();
-    read.errors.dedup();
-    read
+    read.finish()
+}
+
+/// Reads documents that are parsed already, and keeps those of objects.
+pub fn of_documents(documents: Vec<Node>) -> Manifests {
+    let mut read = Manifests { keeps: true, ..Manifests::default() };
+    documents.into_iter().for_each(|document| read.document(document, ""));
+    read.finish()
 }
 
 impl Manifests {
+    /// An object that is there twice is an error.
+    fn finish(mut self) -> Self {
+        let mut seen: BTreeMap<ObjectKey, Position> = BTreeMap::new();
+        let mut twice = Vec::new();
+        for object in &self.objects {
+            let position = object.meta().position.clone();
+            if let Some(first) = seen.get(&object.key()) {
+                let problem = Problem::Taken { what: object.key().to_string(), first: first.clone() };
+                twice.push(InputError::new(position, "metadata.name", problem));
+            } else {
+                seen.insert(object.key(), position);
+            }
+        }
+        self.errors.extend(twice);
+        self.errors.sort();
+        self.errors.dedup();
+        self
+    }
+
     fn document(&mut self, document: Node, path: &str) {
         if is_list(&document) {
             let Value::Map(entries) = document.value else { return };
@@ -98,6 +120,9 @@ impl Manifests {
         let objects = read_documents(std::slice::from_ref(&document), &mut report);
         let Err(errors) = report.finish(()) else {
             self.objects.extend(objects);
+            if self.keeps {
+                self.documents.push(document);
+            }
             return;
         };
         for error in errors.0 {

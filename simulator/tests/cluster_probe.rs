@@ -104,7 +104,7 @@ fn the_matrix_is_the_same_however_many_clusters_are_asked_at_once() {
     let ports = [declared_ports(&model), vec![Protocol::Icmp(None), Protocol::Udp(53)]].concat();
     let ask = |threads| {
         let (model, options, parties, ports) = (&model, &options, &parties, &ports);
-        let question = Question { model, options, parties, ports, wanted: None, family: None, threads };
+        let question = Question { model, options, parties, ports, wanted: None, class: None, family: None, threads };
         question.ask(&|_| {}).unwrap()
     };
     let (one, three) = (ask(1), ask(3));

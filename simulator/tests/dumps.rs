@@ -145,3 +145,58 @@ fn a_policy_of_an_unknown_kind_in_a_dump_is_an_error() {
         "{message}"
     );
 }
+
+/// A scenario that names `manifests`, with a probe that passes and one that does not.
+fn scenario(manifests: &str) -> String {
+    format!(
+        "apiVersion: weir.dev/v1alpha1\nkind: Scenario\nmetadata: {{name: dump}}\nspec:\n  manifests: [{manifests}]\n  steps:\n    \
+         - probe: {{from: shop/db-0, to: shop/web-7d9c-x2x4q, port: http, expect: allow}}\n    \
+         - probe: {{from: shop/web-7d9c-x2x4q, to: shop/db-0, port: 80, expect: {{drop: PolicyNoMatch, at: ingress}}}}\n"
+    )
+}
+
+#[test]
+fn scenarios_read_dumps_as_the_other_commands_do() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dump-run");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(folder.join("objects/more")).unwrap();
+    let all = dump();
+    let items = all["items"].as_array().unwrap();
+    let write = |name: &str, text: String| std::fs::write(folder.join(name), text).unwrap();
+    write("list.json", all.to_string());
+    // The same in a folder: a List inside a multi-document file, and files of single objects.
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items[..5]});
+    write("objects/a.yaml", format!("{list}\n---\n{}\n", items[5]));
+    let rest: Vec<String> = items[6..].iter().map(Value::to_string).collect();
+    write("objects/more/b.yml", rest.join("\n---\n"));
+    write("list.yaml", scenario("list.json"));
+    write("folder.yaml", scenario("objects/"));
+    write("bare.yaml", scenario(""));
+    let path = |name: &str| folder.join(name).display().to_string();
+    let note = "4 objects of kinds that have no part in who reaches whom passed over: 1 APIService";
+    for (arguments, stdin) in [
+        (vec!["run".to_owned(), path("list.yaml")], String::new()),
+        (vec!["run".to_owned(), path("folder.yaml")], String::new()),
+        (vec!["run".to_owned(), path("bare.yaml"), "--with".to_owned(), path("objects")], String::new()),
+        (vec!["run".to_owned(), path("bare.yaml"), "--with".to_owned(), "-".to_owned()], all.to_string()),
+        (vec!["run".to_owned(), "-".to_owned(), "--with".to_owned(), path("list.json")], scenario("")),
+    ] {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let output = weir_sim(&arguments, &stdin);
+        let (out, message) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {out}{message}");
+        assert!(out.contains("1 scenarios, 2 probes: 0 failed, 0 not usable"), "{out}");
+        assert!(message.contains(note), "{arguments:?}: {message}");
+    }
+    let twice = weir_sim(&["run", "-", "--with", "-"], "");
+    assert_eq!(twice.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&twice.stderr).contains("standard input (`-`) can be read only once"));
+    // What a dump must not have is refused here as well, with its item.
+    let mut wrong = all.clone();
+    wrong["items"][5]["spec"]["nodeNam"] = "x".into();
+    write("list.json", serde_json::to_string_pretty(&wrong).unwrap());
+    let output = weir_sim(&["run", &path("list.yaml")], "");
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(2), "{out}");
+    assert!(out.contains("items[5].spec.nodeNam: unknown field, did you mean `nodeName`?"), "{out}");
+}

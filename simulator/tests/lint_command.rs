@@ -342,27 +342,80 @@ fn all_errors_are_found_and_the_rest_is_checked_all_the_same() {
     assert_eq!(output.status.code(), Some(1));
 }
 
+/// A policy with so many entries for `shop/db`: each odd port is one of its own, for everybody.
+fn crowded(name: &str, subject: &str, ports: usize) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  podSelector: {subject}\n  ingress:\n    - ports:\n"
+    );
+    for port in 0..ports {
+        let _ = writeln!(text, "        - {{port: {}}}", 1001 + 2 * port);
+    }
+    text
+}
+
+fn entries(message: &str) -> usize {
+    let number = message.split(" needs ").nth(1).and_then(|rest| rest.split(' ').next());
+    number.and_then(|number| number.parse().ok()).unwrap()
+}
+
 #[test]
 fn too_many_entries_are_told_with_the_policy_that_needs_most() {
-    use std::fmt::Write as _;
-    let mut policies = format!("{KUBERNETES}{DB}  ingress:\n");
-    // Each odd port of each block is an entry of its own, for three kinds of peers.
-    for block in 0..40 {
-        let _ = writeln!(
-            policies,
-            "    - from: [{{podSelector: {{}}}}, {{ipBlock: {{cidr: 198.51.{block}.0/24}}}}, {{namespaceSelector: {{}}}}]"
-        );
-        policies += "      ports:\n";
-        for port in 0..150 {
-            let _ = writeln!(policies, "        - {{port: {}}}", 1001 + 2 * (block * 150 + port));
-        }
+    for (ports, id, code, says) in [
+        (13_000, None, 0, ""),
+        (
+            13_200,
+            Some("map-nearly-full"),
+            0,
+            " policy entries of 16384; 13200 of them by policy shop/p, ingress[0] (p.yaml:7)",
+        ),
+        (
+            16_500,
+            Some("map-full"),
+            1,
+            " policy entries of 16384; 16500 of them by policy shop/p, ingress[0] (p.yaml:7)",
+        ),
+    ] {
+        let (output, json) = lint(&format!("lint-full-{ports}"), &crowded("p", "{matchLabels: {app: db}}", ports));
+        let found = json["findings"].as_array().unwrap();
+        let finding = found.iter().find(|finding| finding["id"].as_str().unwrap().starts_with("map-"));
+        assert_eq!(finding.map(|finding| finding["id"].as_str().unwrap()), id, "{ports}");
+        assert_eq!(output.status.code(), Some(code), "{ports}");
+        let Some(finding) = finding else { continue };
+        let message = finding["message"].as_str().unwrap();
+        assert!(message.starts_with("pod shop/db needs ") && message.ends_with(says), "{message}");
+        assert!((ports..ports + 3).contains(&entries(message)), "{message}");
+        assert_eq!((&finding["object"], &finding["line"]), (&Value::from("NetworkPolicy shop/p"), &Value::from(7)));
     }
-    let (output, json) = lint("lint-full", &policies);
-    let finding = json["findings"].as_array().unwrap().iter().find(|finding| finding["id"] == "map-full");
-    let Some(finding) = finding else { panic!("{:?}", json["errors"]) };
-    let message = finding["message"].as_str().unwrap();
-    assert!(message.starts_with("pod shop/db needs ") && message.contains(" policy entries of 16384"), "{message}");
-    assert_eq!((&finding["object"], output.status.code()), (&Value::from("NetworkPolicy shop/p"), Some(1)));
+}
+
+#[test]
+fn a_node_that_needs_too_many_entries_is_told() {
+    use std::fmt::Write as _;
+    // No pod needs too many; together they do.
+    let mut seen = Vec::new();
+    for number in [65, 82] {
+        let mut policies = crowded("p", "{matchLabels: {app: p}}", 13_000);
+        for number in 0..number {
+            let _ = write!(
+                policies,
+                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: p{number}, namespace: shop, labels: {{app: p}}}}\nspec: {{containers: [{{name: c, image: i}}]}}\n"
+            );
+        }
+        let (output, json) = lint(&format!("lint-node-{number}"), &policies);
+        let found = json["findings"].as_array().unwrap();
+        let Some(finding) = found.iter().find(|finding| finding["id"].as_str().unwrap().starts_with("map-")) else {
+            panic!("{number} pods: {json:#}");
+        };
+        let message = finding["message"].as_str().unwrap();
+        assert!(
+            message.starts_with("node node-1 needs ") && message.ends_with(" policy entries of 1048576"),
+            "{message}"
+        );
+        assert_eq!((&finding["file"], &finding["line"]), (&Value::Null, &Value::Null), "nobody in particular");
+        seen.push((finding["id"].as_str().unwrap().to_owned(), output.status.code()));
+    }
+    assert_eq!(seen, [("map-nearly-full".to_owned(), Some(0)), ("map-full".to_owned(), Some(1))]);
 }
 
 #[test]

@@ -131,6 +131,21 @@ fn an_expected_matrix_that_differs_is_exit_code_1() {
     {
         assert!(text.contains(line), "{text}");
     }
+    let junit = folder.join("junit.xml");
+    let output = weir_sim(&root(), &[&arguments[..], &["--junit", junit.to_str().unwrap()]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let report = std::fs::read_to_string(&junit).unwrap();
+    assert!(report.contains("<testsuite name=\"weir-sim matrix\"") && report.contains("failures=\"2\""), "{report}");
+    assert!(
+        report
+            .contains("<testcase classname=\"matrix\" name=\"5432/TCP\"><failure message=\"1 differ\">data/books-0 → "),
+        "{report}"
+    );
+    assert!(report.contains("name=\"endpoints\"><failure message=\"2 differ\">endpoint moon: missing"), "{report}");
+    std::fs::write(&file, &json).unwrap();
+    let output = weir_sim(&root(), &[&arguments[..], &["--junit", junit.to_str().unwrap()]].concat());
+    assert_eq!(output.status.code(), Some(0));
+    assert!(std::fs::read_to_string(&junit).unwrap().contains("failures=\"0\""));
     std::fs::write(&file, "{}").unwrap();
     assert_eq!(weir_sim(&root(), &arguments).status.code(), Some(2));
 }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use agent_api::Event;
 use anyhow::{Context as _, Result};
+use datapath_abi::DropReason;
 use rustix::event::{PollFd, PollFlags};
 use simulator::cluster::{Drop, Outcome, Probe, Protocol};
 
@@ -109,6 +110,10 @@ impl fmt::Display for Seen {
             Self::Allowed => f.write_str("allow"),
             Self::Dropped { leg, node, hook, reason, at } => {
                 let which = ["", " of the answer", " of what follows"].get(*leg).copied().unwrap_or_default();
+                // What is for a proxy is the proxy's to decide: it is dropped only because there is none.
+                if reason == DropReason::ProxyLookupFailed.name() {
+                    return write!(f, "redirect{which} at {at} ({node} {hook})");
+                }
                 write!(f, "drop{which} {reason} at {at} ({node} {hook})")
             }
             Self::DroppedAndArrived => f.write_str("a drop was reported, and it arrived"),

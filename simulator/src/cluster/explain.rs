@@ -3,13 +3,13 @@
 use std::fmt;
 
 use agent_core::model::Name;
-use agent_core::policy::{PolicyKind, RuleId, RuleOrigin};
+use agent_core::policy::{PolicyKind, Proxy, RuleId, RuleOrigin};
 use agent_core::{Compiled, Direction, Owner, PolicyRef, RuleInfo};
 use datapath_abi::events::FlowState;
 use datapath_abi::{DropReason, EventKind, ids};
 
 use super::why::{Said, Spoke};
-use super::{Cluster, Hop, Outcome, Party, Probe};
+use super::{Cluster, Hop, Outcome, Party, Probe, Protocol, Verdict, proxy};
 
 /// What a policy said about the probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,10 @@ pub struct Decision {
     pub peer: String,
     /// What it said.
     pub spoke: Spoke,
+    /// Of a redirect: the kinds of proxy that the rule asks for.
+    pub proxies: Vec<Proxy>,
+    /// Of a redirect: the proxy's port, if there is one.
+    pub proxy_port: Option<u16>,
     /// What decided.
     pub by: By,
 }
@@ -44,11 +48,10 @@ pub enum By {
 }
 
 impl By {
-    /// What a verdict about a pod's flow goes back to. `pod`: `None`, it was a node's own policy.
+    /// What a verdict about a pod's flow goes back to.
     pub fn of(compiled: &Compiled, spoke: Spoke, rule: RuleId, pod: Option<&Name>, direction: Direction) -> Self {
         if rule == 0 && spoke != Spoke::Allow {
-            let isolating = pod.map_or_else(|| compiled.about_nodes(), |pod| compiled.isolating(pod, direction));
-            return Self::DefaultDeny(isolating);
+            return Self::DefaultDeny(pod.map(|pod| compiled.isolating(pod, direction)).unwrap_or_default());
         }
         match compiled.rules().origin(rule) {
             RuleOrigin::Rule(rule) => Self::Rule(Box::new(rule.clone())),
@@ -88,6 +91,8 @@ pub struct Explanation {
     pub probe: Probe,
     /// How it ended.
     pub outcome: Outcome,
+    /// The same in one word.
+    pub verdict: Verdict,
     /// Every stop.
     pub hops: Vec<Hop>,
     /// Every policy that was asked, in order.
@@ -103,11 +108,13 @@ impl Cluster {
         self.start_trail();
         let outcome = self.probe(&probe);
         let hops = self.take_trail();
-        let decisions = self.decisions(&hops);
-        Ok(Explanation { probe, outcome: outcome?, hops, decisions })
+        let decisions = self.decisions(&hops, probe.protocol);
+        let outcome = outcome?;
+        let verdict = self.verdict(&outcome);
+        Ok(Explanation { probe, outcome, verdict, hops, decisions })
     }
 
-    fn decisions(&self, hops: &[Hop]) -> Vec<Decision> {
+    fn decisions(&self, hops: &[Hop], protocol: Protocol) -> Vec<Decision> {
         let mut decisions = Vec::new();
         for hop in hops {
             let Some(node) = hop.node else { continue };
@@ -121,6 +128,19 @@ impl Cluster {
                 let identity = if ingress { event.source_identity } else { event.destination_identity };
                 let spoke = Spoke::of(event);
                 let place = self.nodes().get(node).map(|node| node.name.clone()).unwrap_or_default();
+                let by = match &name {
+                    // No rule has decided: what isolates the node itself.
+                    _ if event.endpoint == ids::HOST_ENDPOINT && event.rule == 0 && spoke != Spoke::Allow => {
+                        By::DefaultDeny(self.compiled().isolating_node(&place, direction))
+                    }
+                    name => By::of(self.compiled(), spoke, event.rule, name.as_ref(), direction),
+                };
+                let proxies = match &by {
+                    By::Rule(rule) if spoke == Spoke::Redirect => proxy::of_rule(self.model(), rule, Some(protocol)),
+                    By::Rule(_) | By::LocalHost | By::NotIsolated | By::DefaultDeny(_) => Vec::new(),
+                };
+                // 1 stands for none.
+                let proxy_port = u16::try_from(event.verdict).ok().filter(|port| *port > 1);
                 decisions.push(Decision {
                     leg: hop.leg,
                     pod: match &name {
@@ -132,7 +152,9 @@ impl Cluster {
                     direction,
                     peer: self.identity_text(identity),
                     spoke,
-                    by: By::of(self.compiled(), spoke, event.rule, name.as_ref(), direction),
+                    proxies,
+                    proxy_port,
+                    by,
                 });
             }
         }
@@ -179,7 +201,8 @@ pub fn state_text(state: u8) -> &'static str {
 }
 
 /// The outcome in a few words.
-pub fn outcome_text(cluster: &Cluster, outcome: &Outcome) -> String {
+pub fn outcome_text(cluster: &Cluster, explanation: &Explanation) -> String {
+    let outcome = &explanation.outcome;
     let packet = |leg: usize| match leg {
         0 => "the request",
         1 => "the answer",
@@ -187,7 +210,22 @@ pub fn outcome_text(cluster: &Cluster, outcome: &Outcome) -> String {
     };
     let name = |node: usize| cluster.nodes().get(node).map(|node| node.name.as_str()).unwrap_or_default();
     match outcome {
+        Outcome::Allowed if explanation.verdict == Verdict::Audit => {
+            "allowed, and a policy that only audits would have denied it: the request arrived, and the answer came back"
+                .to_owned()
+        }
         Outcome::Allowed => "allowed: the request arrived, and the answer came back".to_owned(),
+        Outcome::Dropped { leg, drop } if explanation.verdict == Verdict::Redirect => {
+            let proxies = cluster.proxies_of(outcome, explanation.probe.protocol);
+            let kind = if proxies.is_empty() { String::new() } else { format!("{} ", proxy::words(&proxies)) };
+            format!(
+                "redirect: {} is for the {kind}proxy, which decides; there is none here, so it was dropped on {} at {} ({})",
+                packet(*leg),
+                name(drop.node),
+                drop.hook.name(),
+                drop.reason.map_or("no reason given", DropReason::name),
+            )
+        }
         Outcome::Dropped { leg, drop } => format!(
             "denied: {} was dropped on {} at {}: {} ({})",
             packet(*leg),

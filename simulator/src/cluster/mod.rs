@@ -16,6 +16,7 @@ pub mod explain;
 pub mod frame;
 pub mod matrix;
 pub mod probe;
+pub mod proxy;
 pub mod scenario;
 pub mod trail;
 pub mod tunnel;
@@ -36,7 +37,7 @@ pub use engine::{Datapath, EngineError, EngineKind};
 pub use probe::{Family, Outcome, Party, Probe, Protocol};
 pub use trail::{Drop, End, Hop, Lost};
 pub use update::{ClusterError, Options, TICKS_PER_SECOND};
-pub use why::{Said, Spoke, Why};
+pub use why::{Audited, Said, Spoke, Verdict, Why};
 
 use capture::Captures;
 use frame::MacBytes;
@@ -119,7 +120,9 @@ pub struct Cluster {
     scratch: Vec<u8>,
     trail: Option<Vec<Hop>>,
     leg: usize,
-    /// What policies said about the probe that is under way, with [`Options::verdicts`].
+    /// Some policy only audits: what it would have denied is listened for.
+    audits: bool,
+    /// What policies said about the last probe: all of it with [`Options::verdicts`], else what they only audit.
     said: Vec<why::Spoken>,
     captures: Option<Captures>,
 }

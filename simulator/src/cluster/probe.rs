@@ -12,6 +12,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use datapath_abi::DropReason;
 use simulator_vm::RunError;
 
 use super::frame::{HOPS, Packet, Payload, sctp, tcp};
@@ -226,6 +227,14 @@ impl Outcome {
     pub const fn allowed(&self) -> bool {
         matches!(self, Self::Allowed)
     }
+
+    /// The drop, if a packet was for a proxy: there is none here.
+    pub fn redirected(&self) -> Option<&Drop> {
+        match self {
+            Self::Dropped { drop, .. } if drop.reason == Some(DropReason::ProxyLookupFailed) => Some(drop),
+            Self::Allowed | Self::Dropped { .. } | Self::Lost { .. } => None,
+        }
+    }
 }
 
 impl Cluster {
@@ -285,6 +294,7 @@ impl Cluster {
     /// # Errors
     /// A fault of a program: a bug of the datapath, not an outcome.
     pub fn probe(&mut self, probe: &Probe) -> Result<Outcome, RunError> {
+        self.said.clear();
         self.flows = self.flows.wrapping_add(1);
         let fresh = u16::try_from(PORTS.0 + self.flows % PORTS.1).unwrap_or(u16::MAX);
         let sport = probe.source_port.unwrap_or(fresh);

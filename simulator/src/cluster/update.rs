@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use agent_core::model::{Name, Object, ObjectKey};
-use agent_core::policy::PolicySettings;
+use agent_core::policy::{AUDIT, PolicySettings};
 use agent_core::{
     Compiled, DesiredError, IdentityAllocator, IdentityError, InputErrors, Limits, LocalEndpoint, Model,
     ReconcileError, reconcile,
@@ -116,6 +116,7 @@ impl Cluster {
             scratch: Vec::new(),
             trail: None,
             leg: 0,
+            audits: false,
             said: Vec::new(),
             captures,
             options,
@@ -147,6 +148,7 @@ impl Cluster {
 
     /// Devices and maps as the model wants them.
     fn settle(&mut self) -> Result<(), ClusterError> {
+        self.audits = audits(&self.model);
         self.settle_nodes()?;
         self.settle_nics()?;
         for index in 0..self.nodes.len() {
@@ -268,6 +270,15 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// Whether some policy is reported and not enforced.
+fn audits(model: &Model) -> bool {
+    let own = model.policies().values().map(|policy| &policy.meta);
+    let cilium = model.cilium_policies().values().map(|policy| &policy.meta);
+    let tiers = model.cluster_policies().values().map(|policy| &policy.meta);
+    let mut all = own.chain(cilium).chain(tiers);
+    all.any(|meta| meta.annotations.get(AUDIT).is_some_and(|value| value == "true"))
 }
 
 fn settings(options: &Options, node: &agent_core::model::Node, dual_stack: bool, gateway: [u8; 6]) -> Config {

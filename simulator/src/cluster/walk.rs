@@ -146,6 +146,7 @@ impl Cluster {
             let (run, trace) = owner.datapath.run_traced(hook, skb, &env);
             let run = run?;
             let records = owner.datapath.engine().events();
+            self.said.extend(records.iter().filter_map(|record| Spoken::of(node, &read_event(record)?)));
             let after = Line(&skb.data).to_string();
             let lookups = trace.into_iter().filter_map(lookup).collect();
             trail.push(Hop {
@@ -164,12 +165,13 @@ impl Cluster {
             (run, records)
         } else {
             let run = owner.datapath.run(hook, skb, &env)?;
-            let records = if run.code == action::SHOT || self.options.events || self.options.verdicts {
+            let listens = self.options.verdicts || self.audits;
+            let records = if run.code == action::SHOT || self.options.events || listens {
                 owner.datapath.engine().events()
             } else {
                 Vec::new()
             };
-            if self.options.verdicts {
+            if listens {
                 self.said.extend(records.iter().filter_map(|record| Spoken::of(node, &read_event(record)?)));
             }
             (run, records)

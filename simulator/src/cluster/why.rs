@@ -1,7 +1,7 @@
 //! What decided a probe, in as few words as there are: small enough to be kept for millions of them.
 //!
 //! The programs themselves say it, in the verdict events of the event ring; nothing here evaluates a policy. A probe
-//! has at most one verdict that counts per direction: the one that denied it, or else the first.
+//! has at most one verdict that counts per direction: the one that stopped it, or that would have, or else the first.
 
 use agent_core::Direction;
 use agent_core::policy::RuleId;
@@ -53,6 +53,39 @@ impl Spoke {
     }
 }
 
+/// What people call the end of a probe. In order: what lets most pass comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// Request and answer arrive.
+    Allow,
+    /// They arrive, and a policy that only audits would have stopped them.
+    Audit,
+    /// A rule hands the packet to a proxy: it decides. There is none in the simulator, so nothing arrives.
+    Redirect,
+    /// They do not arrive.
+    Deny,
+}
+
+impl Verdict {
+    /// Every verdict.
+    pub const ALL: [Self; 4] = [Self::Allow, Self::Audit, Self::Redirect, Self::Deny];
+
+    /// As commands and files write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Audit => "audit",
+            Self::Redirect => "redirect",
+            Self::Deny => "deny",
+        }
+    }
+
+    /// From its name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|verdict| verdict.name() == name)
+    }
+}
+
 /// One verdict: what, and by which rule ([`agent_core::policy::RuleTable`]; 0: none).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Said {
@@ -69,6 +102,8 @@ pub struct Said {
 pub(super) struct Spoken {
     direction: Direction,
     said: Said,
+    /// What would have been, or is, the reason of a drop.
+    reason: Option<DropReason>,
 }
 
 impl Spoken {
@@ -79,7 +114,9 @@ impl Spoken {
         }
         let direction = if event.flags & events::INGRESS != 0 { Direction::Ingress } else { Direction::Egress };
         let node = (event.endpoint == ids::HOST_ENDPOINT).then_some(node);
-        Some(Self { direction, said: Said { spoke: Spoke::of(event), rule: event.rule, node } })
+        let reason = u8::try_from(event.verdict.unsigned_abs()).ok().filter(|_| event.verdict < 0);
+        let reason = reason.and_then(DropReason::from_number);
+        Some(Self { direction, said: Said { spoke: Spoke::of(event), rule: event.rule, node }, reason })
     }
 }
 
@@ -116,6 +153,17 @@ impl Why {
         self.ended == Ended::Allowed
     }
 
+    /// The end in one word.
+    pub fn verdict(&self) -> Verdict {
+        let audited = || [self.egress, self.ingress].iter().flatten().any(|said| said.spoke == Spoke::Audit);
+        match self.ended {
+            Ended::Allowed if audited() => Verdict::Audit,
+            Ended::Allowed => Verdict::Allow,
+            Ended::Dropped(Some(DropReason::ProxyLookupFailed)) => Verdict::Redirect,
+            Ended::Dropped(_) | Ended::Lost(_) | Ended::NoFamily => Verdict::Deny,
+        }
+    }
+
     /// What was said in a direction.
     pub const fn said(&self, direction: Direction) -> Option<Said> {
         match direction {
@@ -124,35 +172,73 @@ impl Why {
         }
     }
 
-    /// The direction that denied it, if a policy did.
-    pub fn denied_at(&self) -> Option<Direction> {
-        let stops = |direction: &Direction| self.said(*direction).is_some_and(|said| !said.spoke.passes());
-        if self.allowed() {
-            return None;
-        }
-        [Direction::Egress, Direction::Ingress].into_iter().find(stops)
+    /// The direction whose policy made it more than allowed: denied it, has a proxy decide, or only audits.
+    pub fn decided_at(&self) -> Option<Direction> {
+        let decides = |direction: &Direction| {
+            self.said(*direction).is_some_and(|said| match said.spoke {
+                Spoke::Allow => false,
+                Spoke::Audit => self.allowed(),
+                Spoke::Deny | Spoke::Redirect => !self.allowed(),
+            })
+        };
+        [Direction::Egress, Direction::Ingress].into_iter().find(decides)
     }
 }
 
+/// Of several verdicts in one direction the heaviest counts.
+const fn weight(spoke: Spoke) -> u8 {
+    match spoke {
+        Spoke::Allow => 0,
+        Spoke::Audit => 1,
+        Spoke::Deny | Spoke::Redirect => 2,
+    }
+}
+
+/// What a policy that only audits would have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Audited {
+    /// Direction, seen from whom the policy is about.
+    pub direction: Direction,
+    /// Why it would have dropped the packet.
+    pub reason: Option<DropReason>,
+    /// The rule that would have; 0: none matches.
+    pub rule: RuleId,
+}
+
 impl Cluster {
+    /// What policies that only audit would have done with the last probe: the first of them that would have stopped it.
+    pub fn audited(&self) -> Option<Audited> {
+        let found = self.said.iter().find(|spoken| spoken.said.spoke == Spoke::Audit)?;
+        Some(Audited { direction: found.direction, reason: found.reason, rule: found.said.rule })
+    }
+
+    /// The last probe's outcome in one word.
+    pub fn verdict(&self, outcome: &Outcome) -> Verdict {
+        match outcome {
+            Outcome::Allowed if self.audited().is_some() => Verdict::Audit,
+            Outcome::Allowed => Verdict::Allow,
+            Outcome::Dropped { .. } if outcome.redirected().is_some() => Verdict::Redirect,
+            Outcome::Dropped { .. } | Outcome::Lost { .. } => Verdict::Deny,
+        }
+    }
+
     /// Sends a probe and notes what decided it. Needs [`super::Options::verdicts`].
     ///
     /// # Errors
     /// A fault of a program.
     pub fn probe_why(&mut self, probe: &Probe) -> Result<Why, RunError> {
-        self.said.clear();
         let ended = match self.probe(probe)? {
             Outcome::Allowed => Ended::Allowed,
             Outcome::Dropped { drop, .. } => Ended::Dropped(drop.reason),
             Outcome::Lost { lost, .. } => Ended::Lost(lost),
         };
         let mut why = Why { ended, egress: None, ingress: None };
-        for Spoken { direction, said } in &self.said {
+        for Spoken { direction, said, .. } in &self.said {
             let place = match direction {
                 Direction::Ingress => &mut why.ingress,
                 Direction::Egress => &mut why.egress,
             };
-            if place.is_none_or(|first| first.spoke.passes() && !said.spoke.passes()) {
+            if place.is_none_or(|first| weight(first.spoke) < weight(said.spoke)) {
                 *place = Some(*said);
             }
         }

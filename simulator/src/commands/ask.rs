@@ -5,12 +5,12 @@ use std::io::IsTerminal as _;
 
 use agent_core::Model;
 use agent_core::model::PortSelector;
-use agent_core::model::cilium::CiliumPort;
+use agent_core::model::cilium::{CiliumPort, CiliumSubject};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Failure;
-use crate::cluster::matrix::{Answer, Question};
-use crate::cluster::{EngineKind, Protocol};
+use crate::cluster::matrix::{Answer, Question, endpoints, endpoints_with_nodes};
+use crate::cluster::{EngineKind, Party, Protocol};
 
 /// From so many probes on, it pays to ask several clusters at once, and to show progress.
 const MANY: usize = 20_000;
@@ -20,24 +20,15 @@ const MANY: usize = 20_000;
 /// # Errors
 /// Clusters that cannot be made; faults of programs.
 pub fn ask(question: Question<'_>, title: &'static str) -> Result<Answer, Failure> {
-    let probes = count(&question) * question.ports.len();
     let options = question.options;
+    let plan = question.plan();
+    let probes = plan.probes();
     let alone = options.pcap.is_some() || options.engine == EngineKind::Kernel || probes < MANY;
     let threads = if alone { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
     let bar = progress(probes, title);
-    let question = Question { threads, ..question };
-    let answer = question.ask(&|cells| bar.inc(u64::try_from(cells).unwrap_or(0)))?;
+    let answer = plan.ask(threads, &|cells| bar.inc(u64::try_from(cells).unwrap_or(0)))?;
     bar.finish_and_clear();
     Ok(answer)
-}
-
-/// Pairs that are asked for.
-fn count(question: &Question<'_>) -> usize {
-    let all = question.parties.len();
-    match question.wanted {
-        None => all * all.saturating_sub(1),
-        Some(wanted) => (0..all).map(|from| (0..all).filter(|to| from != *to && wanted(from, *to)).count()).sum(),
-    }
 }
 
 fn progress(probes: usize, title: &'static str) -> ProgressBar {
@@ -51,6 +42,16 @@ fn progress(probes: usize, title: &'static str) -> ProgressBar {
         bar.set_style(style);
     }
     bar.with_message(title)
+}
+
+/// Who sends and receives: nodes too, if that is asked for, or policies are about nodes.
+pub fn parties(models: &[&Model], nodes: bool) -> Vec<Party> {
+    let about_nodes = |model: &&Model| {
+        let mut specs = model.cilium_policies().values().flat_map(|policy| &policy.specs);
+        specs.any(|spec| matches!(spec.subject, CiliumSubject::Nodes(_)))
+    };
+    let nodes = nodes || models.iter().any(about_nodes);
+    models.last().map(|model| if nodes { endpoints_with_nodes(model) } else { endpoints(model) }).unwrap_or_default()
 }
 
 /// Each port once, in the order given.

@@ -9,14 +9,15 @@ use std::process::ExitCode;
 use agent_core::Model;
 use serde::Serialize;
 
-use super::ask::{ask, once, ports_of_policies};
+use super::ask::{ask, once, parties, ports_of_policies};
 use super::{Failure, files, parse_port};
 use crate::cluster::explain::By;
-use crate::cluster::matrix::{Question, declared_ports, endpoints};
+use crate::cluster::matrix::{Class, Matrix, Question, Wanted, declared_ports};
 use crate::cluster::{EngineKind, Family, Options, Party, Protocol};
-use crate::report::alike::{Alike, Version};
+use crate::report::alike::{Alike, Side, Version};
 use crate::report::allow::{self, Expected};
-use crate::report::diff::{Block, Group, Side, compare};
+use crate::report::class::Classes;
+use crate::report::diff::{self, Block, Group, compare};
 use crate::report::junit::{self, Case};
 use crate::report::markdown::{self, Parts, headline};
 use crate::report::names::{few, words};
@@ -32,7 +33,7 @@ that was filled in for them, if the nodes are the same.
 
 --allow FILE lists changes that are meant to happen, one in each line, four words:
 
-    # verdict afterwards, from, to, port; * stands for anything
+    # verdict afterwards (allow, deny, redirect, audit), from, to, port; * stands for anything
     deny   office/*      data/books-0  5432/TCP
     allow  shop/cart-*   world         *
 
@@ -50,6 +51,9 @@ pub struct Args {
     /// Manifests that belong to both versions, as a dump of the cluster beside two versions of its policies.
     #[arg(long, num_args = 1.., value_name = "PATH")]
     with: Vec<PathBuf>,
+    /// Ask nodes too. Without this they are asked if a policy is about nodes.
+    #[arg(long)]
+    nodes: bool,
     /// Port to ask for, as 80/TCP, 53/UDP, 9/SCTP or ICMP; may be given several times.
     #[arg(long = "port", value_name = "PORT/PROTOCOL", value_parser = parse_port)]
     ports: Vec<Protocol>,
@@ -68,7 +72,7 @@ pub struct Args {
     /// Write a JUnit report.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-    /// Send every probe, also those that both versions answer alike because their maps hold the same for them.
+    /// Send every probe, also those that both versions, or other pods, answer alike because their maps hold the same.
     #[arg(long)]
     all: bool,
     /// What runs the bytecode.
@@ -77,6 +81,14 @@ pub struct Args {
     /// Seed of everything that is left to chance (ports, tags).
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Settings of the old version alone, in place of --config.
+    #[arg(long, value_name = "FILE", help_heading = "Settings of the cluster's agents")]
+    before_config: Option<PathBuf>,
+    /// Settings of the new version alone, in place of --config.
+    #[arg(long, value_name = "FILE", help_heading = "Settings of the cluster's agents")]
+    after_config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: super::settings::Args,
 }
 
 /// Names of pods that one version has and the other has not.
@@ -93,32 +105,32 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
             "standard input (`-`) can be read only once, for --before or for --after".to_owned(),
         ));
     }
-    let before = files::model(&paths(&args.before))?;
-    let after = files::later(&before, &paths(&args.after))?;
+    let settings = |own: &Option<PathBuf>| args.settings.read(own.as_deref());
+    let (old_config, new_config) = (settings(&args.before_config)?, settings(&args.after_config)?);
+    let before = files::model(&paths(&args.before), &old_config)?;
+    let after = files::later(&before, &paths(&args.after), &new_config)?;
     let ports = if args.ports.is_empty() { ports(&before, &after) } else { once(args.ports.clone()) };
     if ports.is_empty() {
         let text = "no pod declares a port, and no policy names one; say which to ask for: --port 80/TCP";
         return Err(Failure::Input(text.to_owned()));
     }
-    let parties: Vec<Party> = endpoints(&after)
+    let parties: Vec<Party> = parties(&[&before, &after], args.nodes)
         .into_iter()
         .filter(|party| match party {
             Party::Pod(name) => before.pods().contains_key(name),
-            Party::Node(_) | Party::Address(_) | Party::World => true,
+            Party::Node(name) => before.node(name).is_some(),
+            Party::Address(_) | Party::World => true,
         })
         .collect();
-    let options = Options { engine: args.engine, seed: args.seed, verdicts: true, ..Options::default() };
-    let version = |model| Version::new(model).map_err(|error| Failure::Input(error.to_string()));
-    let (before, after) = (version(before)?, version(after)?);
-    let alike = (!args.all).then(|| Alike::new(&before, &after, &parties));
-    let wanted = |from: usize, to: usize| alike.as_ref().is_none_or(|alike| alike.may_differ(from, to));
-    let matrix = |version: &Version, title| {
-        let (model, options, parties, ports) = (&version.model, &options, &parties, &ports);
-        ask(Question { model, options, parties, ports, wanted: Some(&wanted), family: args.family, threads: 1 }, title)
-    };
-    let (old, new) = (matrix(&before, "before ")?.matrix, matrix(&after, "after  ")?.matrix);
+    let version = |model, config| Version::new(model, config).map_err(|error| Failure::Input(error.to_string()));
+    let (before, after) = (version(before, old_config)?, version(after, new_config)?);
+    let (old, new) = matrices(args, &before, &after, &parties, &ports)?;
     let (book_before, book_after) = (Book::of(&before, &parties), Book::of(&after, &parties));
-    let diff = compare(Side { matrix: &old, book: &book_before }, Side { matrix: &new, book: &book_after }, &expected);
+    let diff = compare(
+        diff::Side { matrix: &old, book: &book_before },
+        diff::Side { matrix: &new, book: &book_after },
+        &expected,
+    );
     let unused: Vec<String> =
         diff.unused.iter().filter_map(|number| expected.get(*number)).map(|line| line.text.clone()).collect();
     let parts = Parts {
@@ -145,6 +157,32 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         write!(out, "{}", text(&parts))?;
     }
     Ok(if diff.unexpected() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Asks both versions.
+fn matrices(
+    args: &Args,
+    before: &Version,
+    after: &Version,
+    parties: &[Party],
+    ports: &[Protocol],
+) -> Result<(Matrix, Matrix), Failure> {
+    let states = |version: &Version| if args.all { Vec::new() } else { version.states(parties) };
+    let (old_states, new_states) = (states(before), states(after));
+    let old = Side { version: before, states: &old_states };
+    let new = Side { version: after, states: &new_states };
+    let alike = (!args.all).then(|| Alike::new(old, new, parties));
+    let wanted = |from: usize, to: usize| alike.as_ref().is_none_or(|alike| alike.may_differ(from, to));
+    let matrix = |side: Side<'_>, title| {
+        let options = Options { engine: args.engine, seed: args.seed, verdicts: true, ..Options::default() };
+        let options = &side.version.config.options(options);
+        let classes = (!args.all).then(|| Classes::new(side, parties, args.family));
+        let class = |from: usize, to: usize| classes.as_ref()?.of(from, to);
+        let (model, family) = (&side.version.model, args.family);
+        let (wanted, class) = (Some(&wanted as Wanted<'_>), Some(&class as Class<'_>));
+        ask(Question { model, options, parties, ports, wanted, class, family, threads: 1 }, title)
+    };
+    Ok((matrix(old, "before ")?.matrix, matrix(new, "after  ")?.matrix))
 }
 
 fn is_stdin(path: &Path) -> bool {
@@ -175,8 +213,8 @@ fn ports(before: &Model, after: &Model) -> Vec<Protocol> {
 /// Names in a line of text at most.
 const MOST_NAMES: usize = 8;
 
-fn verb(becomes_allowed: bool) -> &'static str {
-    if becomes_allowed { "deny → allow" } else { "allow → deny" }
+fn verb(group: &Group) -> String {
+    format!("{} → {}", group.was.name(), group.is.name())
 }
 
 fn port_words(parts: &Parts<'_>, block: &Block) -> Vec<String> {
@@ -207,7 +245,7 @@ fn text(parts: &Parts<'_>) -> String {
     for group in &parts.diff.groups {
         let expected = if group.expected { " (expected)" } else { "" };
         let plural = if group.verdicts == 1 { "" } else { "s" };
-        let _ = writeln!(out, "\n{}{expected}: {} verdict{plural}", verb(group.becomes_allowed), group.verdicts);
+        let _ = writeln!(out, "\n{}{expected}: {} verdict{plural}", verb(group), group.verdicts);
         group_text(parts, group, &mut out);
     }
     for (title, names) in [("only before", parts.gone), ("new", parts.new), ("expected, but not so", parts.unused)] {
@@ -228,8 +266,8 @@ fn cases(parts: &Parts<'_>) -> Vec<Case> {
         let mut more = String::new();
         group_text(parts, group, &mut more);
         let decided = group.after.first().map(|line| parts.after.text(line)).unwrap_or_default();
-        let message = format!("{} verdicts {}: {decided}", group.verdicts, verb(group.becomes_allowed));
-        let name = format!("{}: {decided}", verb(group.becomes_allowed));
+        let message = format!("{} verdicts {}: {decided}", group.verdicts, verb(group));
+        let name = format!("{}: {decided}", verb(group));
         let failure = (!group.expected).then_some((message, more));
         cases.push(Case { class: "verdicts".to_owned(), name, failure });
     }
@@ -320,14 +358,13 @@ fn line_json(book: &Book<'_>, line: &Line) -> LineJson {
 }
 
 fn json<'a>(parts: &Parts<'a>, names: &'a [String], ports: &'a [String]) -> Json<'a> {
-    let word = |allowed: bool| if allowed { "allow" } else { "deny" };
     let name = |names: &'a [String], index: usize| names.get(index).map_or("", String::as_str);
     let changes = parts.diff.changes.iter().map(|change| ChangeJson {
         from: name(names, change.from),
         to: name(names, change.to),
         port: name(ports, change.port),
-        before: word(!change.becomes_allowed),
-        after: word(change.becomes_allowed),
+        before: change.was.name(),
+        after: change.is.name(),
         expected: change.expected,
         group: change.group,
     });

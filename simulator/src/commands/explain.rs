@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use agent_core::policy::Proxy;
 use datapath_abi::{Direction, DropReason, EventKind, MapId};
 use serde::Serialize;
 
@@ -12,8 +13,9 @@ use super::{Failure, files, parse_port};
 use crate::cluster::explain::{By, Decision, Explanation, outcome_text, parse_party, state_text};
 use crate::cluster::trail::Lookup;
 use crate::cluster::why::Spoke;
-use crate::cluster::{Cluster, EngineKind, Family, Hop, Options, Outcome, Party, Protocol, TICKS_PER_SECOND};
+use crate::cluster::{Cluster, EngineKind, Family, Hop, Options, Outcome, Party, Protocol, TICKS_PER_SECOND, proxy};
 use crate::engines::ticks;
+use crate::report::NO_POLICY;
 use crate::scenario::{Clock, key_text, value_text};
 
 #[derive(Debug, clap::Args)]
@@ -42,17 +44,20 @@ pub struct Args {
     /// Write what crossed every link into this folder, one pcapng file each.
     #[arg(long, value_name = "DIR")]
     pcap: Option<PathBuf>,
+    #[command(flatten)]
+    settings: super::settings::Args,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let model = files::model(&args.manifests)?;
-    let options = Options {
+    let config = args.settings.read(None)?;
+    let model = files::model(&args.manifests, &config)?;
+    let options = config.options(Options {
         engine: EngineKind::Checked,
         seed: args.seed,
         events: true,
         pcap: args.pcap.clone(),
         ..Options::default()
-    };
+    });
     let mut cluster = Cluster::new(model, options)?;
     let probe = cluster
         .probe_between(&args.from, &args.to, args.port, args.family)
@@ -79,7 +84,7 @@ fn leg_name(leg: usize) -> &'static str {
 fn text(args: &Args, cluster: &Cluster, explanation: &Explanation) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{} → {} {}", args.from, args.to, args.port);
-    let _ = writeln!(out, "{}", outcome_text(cluster, &explanation.outcome));
+    let _ = writeln!(out, "{}", outcome_text(cluster, explanation));
     let last = explanation.decisions.iter().rposition(|decision| !decision.spoke.passes());
     for (index, decision) in explanation.decisions.iter().enumerate() {
         if last.is_none_or(|last| last == index) {
@@ -99,10 +104,17 @@ fn text(args: &Args, cluster: &Cluster, explanation: &Explanation) -> String {
 
 fn decision_text(decision: &Decision, indent: &str, out: &mut String) {
     let verb = match decision.spoke {
-        Spoke::Allow => "allowed",
-        Spoke::Deny => "denied",
-        Spoke::Redirect => "sent to a proxy, and there is none,",
-        Spoke::Audit => "allowed, because the policy only audits, though denied",
+        Spoke::Allow => "allowed".to_owned(),
+        Spoke::Deny => "denied".to_owned(),
+        Spoke::Redirect => {
+            let kind = proxy::words(&decision.proxies);
+            let space = if kind.is_empty() { "" } else { " " };
+            match decision.proxy_port {
+                Some(port) => format!("redirected to the {kind}{space}proxy (port {port})"),
+                None => format!("redirected to the {kind}{space}proxy (there is none here)"),
+            }
+        }
+        Spoke::Audit => "allowed, because the policy only audits, though denied".to_owned(),
     };
     let preposition = if decision.direction == agent_core::Direction::Ingress { "from" } else { "to" };
     let _ = writeln!(
@@ -111,6 +123,9 @@ fn decision_text(decision: &Decision, indent: &str, out: &mut String) {
         decision.direction, decision.pod, decision.peer, decision.by
     );
     if let By::DefaultDeny(policies) = &decision.by {
+        if policies.is_empty() {
+            let _ = writeln!(out, "{:width$}isolated by {NO_POLICY}", "", width = indent.len() + 2);
+        }
         for policy in policies {
             let _ = writeln!(
                 out,
@@ -193,7 +208,13 @@ struct Json<'a> {
     port: Option<u16>,
     source: String,
     destination: String,
+    /// `allow`, `audit`, `redirect`, `deny`.
+    verdict: &'static str,
+    /// Request and answer arrived.
     allowed: bool,
+    /// Of a redirect: `dns`, `http`, `tls`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    proxies: Vec<&'static str>,
     reason: Option<String>,
     at: Option<&'static str>,
     node: Option<&'a str>,
@@ -211,6 +232,10 @@ struct DecisionJson<'a> {
     peer: &'a str,
     allowed: bool,
     verdict: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    proxies: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy_port: Option<u16>,
     by: ByJson,
 }
 
@@ -266,13 +291,19 @@ fn as_json<'a>(args: &Args, cluster: &'a Cluster, explanation: &'a Explanation) 
         port: args.port.port(),
         source: explanation.probe.source.to_string(),
         destination: explanation.probe.destination.to_string(),
+        verdict: explanation.verdict.name(),
         allowed: explanation.outcome.allowed(),
+        proxies: names(&cluster.proxies_of(&explanation.outcome, args.port)),
         reason,
         at,
         node,
         decisions: explanation.decisions.iter().map(decision_json).collect(),
         hops: explanation.hops.iter().map(|hop| hop_json(hop, hop.node.and_then(name))).collect(),
     }
+}
+
+fn names(proxies: &[Proxy]) -> Vec<&'static str> {
+    proxies.iter().map(|own| proxy::name(*own)).collect()
 }
 
 fn decision_json(decision: &Decision) -> DecisionJson<'_> {
@@ -302,6 +333,8 @@ fn decision_json(decision: &Decision) -> DecisionJson<'_> {
         peer: &decision.peer,
         allowed: decision.spoke.passes(),
         verdict: decision.spoke.name(),
+        proxies: names(&decision.proxies),
+        proxy_port: decision.proxy_port,
         by,
     }
 }

@@ -3,9 +3,10 @@
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use agent_core::{InputErrors, Model, Settings};
+use agent_core::{InputErrors, Model};
 
 use super::Failure;
+use crate::cluster::scenario::Config;
 use crate::manifests;
 
 /// Endings of files that are read in folders.
@@ -49,7 +50,7 @@ fn text(path: &Path) -> Result<String, Failure> {
 ///
 /// # Errors
 /// Everything that is wrong with them.
-pub fn model(paths: &[PathBuf]) -> Result<Model, Failure> {
+pub fn model(paths: &[PathBuf], config: &Config) -> Result<Model, Failure> {
     let manifests = manifests::read(&read(paths)?);
     if !manifests.passed.is_empty() {
         let _ = writeln!(std::io::stderr(), "note: {}", manifests.passed);
@@ -57,7 +58,7 @@ pub fn model(paths: &[PathBuf]) -> Result<Model, Failure> {
     if !manifests.errors.is_empty() {
         return Err(Failure::Input(InputErrors(manifests.errors).to_string()));
     }
-    Model::from_objects(manifests.objects, Settings::default()).map_err(|errors| Failure::Input(errors.to_string()))
+    Model::from_objects(manifests.objects, config.families()).map_err(|errors| Failure::Input(errors.to_string()))
 }
 
 /// The later version of a cluster: where nodes are the same in both, pods that stay keep the node and the addresses that
@@ -65,13 +66,13 @@ pub fn model(paths: &[PathBuf]) -> Result<Model, Failure> {
 ///
 /// # Errors
 /// Everything that is wrong with the files.
-pub fn later(before: &Model, paths: &[PathBuf]) -> Result<Model, Failure> {
-    let after = model(paths)?;
+pub fn later(before: &Model, paths: &[PathBuf], config: &Config) -> Result<Model, Failure> {
+    let after = model(paths, config)?;
     let place = |node: &agent_core::model::Node| (node.name.clone(), node.addresses.clone(), node.pod_cidrs.clone());
     if !before.nodes().iter().map(place).eq(after.nodes().iter().map(place)) {
         return Ok(after);
     }
     let kept = before.pods().values().map(|pod| (pod.name.clone(), pod.node.clone(), pod.addresses.clone()));
-    let restored = Model::restored(after.objects().to_vec(), Settings::default(), kept);
+    let restored = Model::restored(after.objects().to_vec(), config.families(), kept);
     restored.map_err(|errors| Failure::Input(errors.to_string()))
 }

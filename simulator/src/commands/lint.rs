@@ -29,6 +29,8 @@ pub struct Args {
     /// Print what GitHub Actions show beside the lines of a pull request.
     #[arg(long)]
     github: bool,
+    #[command(flatten)]
+    settings: super::settings::Args,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -57,9 +59,10 @@ fn parse_id(text: &str) -> Result<&'static str, String> {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let config = args.settings.read(None)?;
     let manifests = manifests::read(&files::read(&args.manifests)?);
     let broken = manifests.broken;
-    let mut findings = lint::check(manifests);
+    let mut findings = lint::check(manifests, &config);
     findings.retain(|finding| !args.skip.contains(&finding.check.id));
     let count = |level| findings.iter().filter(|finding| finding.check.level == level).count();
     let counts = [count(Level::Error), count(Level::Warning), count(Level::Note)];

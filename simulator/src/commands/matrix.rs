@@ -10,17 +10,29 @@ use std::time::{Duration, Instant};
 use agent_core::Model;
 use serde::{Deserialize, Serialize};
 
-use super::ask::{ask, once};
+use super::ask::{ask, once, parties};
 use super::{Failure, files, parse_port};
-use crate::cluster::matrix::{Answer, Cell, Matrix, Question, declared_ports, endpoints, of};
-use crate::cluster::{EngineKind, Family, Options, Party, Protocol};
+use crate::cluster::matrix::{Answer, Cell, Matrix, Question, declared_ports, of};
+use crate::cluster::{EngineKind, Family, Options, Party, Protocol, Verdict};
 use crate::report::alike::Version;
+use crate::report::junit::{self, Case};
 use crate::report::{Book, page};
 
 /// What `--help` says at its end.
 const NOTES: &str = "Workloads become pods NAME-0, NAME-1, ...; without Node objects there are two nodes; missing \
-addresses are filled in. `world` is one host outside: 203.0.113.7, over IPv6 2001:db8::7. Allowed means that the request \
-arrived and that the answer came back.";
+addresses are filled in. `world` is one host outside: 203.0.113.7, over IPv6 2001:db8::7. Nodes are among the ends if \
+policies are about nodes, or with --nodes. Allowed means that the request arrived and that the answer came back.
+
+--json prints {\"endpoints\": [NAME, ...], \"tables\": [{\"port\": \"80/TCP\", \"rows\": [TEXT, ...]}]}: one text for each \
+sender, one letter for each receiver, both in the order of the endpoints:
+
+    1   allow
+    a   allow, and a policy that only audits would have denied it
+    r   redirect: a rule hands it to a proxy, which decides; here there is none, and nothing arrives
+    0   deny
+    .   not asked: an endpoint to itself
+
+Exit code 0: as expected, or nothing was expected. 1: a verdict is not that of --expect. 2: wrong input.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = NOTES)]
@@ -34,7 +46,10 @@ pub struct Args {
     /// Address family. Default: IPv4 where both ends have it.
     #[arg(long, ignore_case = true)]
     family: Option<Family>,
-    /// Print JSON: endpoints, and per port one string for each sender (1 allow, 0 deny, . not asked).
+    /// Ask nodes too. Without this they are asked if a policy is about nodes.
+    #[arg(long)]
+    nodes: bool,
+    /// Print JSON; see below.
     #[arg(long)]
     json: bool,
     /// Also write a page for people: a heat map with the rule behind every verdict. It needs no network.
@@ -43,6 +58,9 @@ pub struct Args {
     /// Compare with this earlier output of --json; exit code 1 if a verdict differs.
     #[arg(long, value_name = "FILE")]
     expect: Option<PathBuf>,
+    /// Write a JUnit report of the comparison, one case for each port.
+    #[arg(long, value_name = "FILE", requires = "expect")]
+    junit: Option<PathBuf>,
     /// What runs the bytecode.
     #[arg(long, value_enum, default_value_t)]
     engine: EngineKind,
@@ -52,23 +70,26 @@ pub struct Args {
     /// Write what crossed every link into this folder, one pcapng file each.
     #[arg(long, value_name = "DIR")]
     pcap: Option<PathBuf>,
+    #[command(flatten)]
+    settings: super::settings::Args,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let start = Instant::now();
-    let model = files::model(&args.manifests)?;
+    let config = args.settings.read(None)?;
+    let model = files::model(&args.manifests, &config)?;
     let ports = if args.ports.is_empty() { declared_ports(&model) } else { args.ports.clone() };
     if ports.is_empty() {
         return Err(Failure::Input("no pod declares a port; say which to ask for: --port 80/TCP".to_owned()));
     }
-    let (ports, parties) = (once(ports), endpoints(&model));
-    let options = Options {
+    let (ports, parties) = (once(ports), parties(&[&model], args.nodes));
+    let options = config.options(Options {
         engine: args.engine,
         seed: args.seed,
         verdicts: args.html.is_some(),
         pcap: args.pcap.clone(),
         ..Options::default()
-    };
+    });
     let expected = args.expect.as_deref().map(read_expected).transpose()?;
     let question = Question {
         model: &model,
@@ -76,20 +97,26 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         parties: &parties,
         ports: &ports,
         wanted: None,
+        class: None,
         family: args.family,
         threads: 1,
     };
     let answer = ask(question, "")?;
     if let Some(path) = &args.html {
-        let version = Version::new(model.clone()).map_err(|error| Failure::Input(error.to_string()))?;
+        let version = Version::new(model.clone(), config).map_err(|error| Failure::Input(error.to_string()))?;
         let book = Book::of(&version, &parties);
         let page = page::write(&answer.matrix, &book).map_err(|error| Failure::Output(error.into()))?;
         std::fs::write(path, page).map_err(|error| Failure::Input(format!("{}: {error}", path.display())))?;
     }
     let mut out = std::io::stdout().lock();
     if let Some(expected) = expected {
-        let differences = differences(&expected, &json(&answer.matrix));
-        differences.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+        let got = json(&answer.matrix);
+        let differences = differences(&expected, &got);
+        differences.iter().try_for_each(|one| writeln!(out, "{}", one.text))?;
+        if let Some(path) = &args.junit {
+            let report = junit::write("weir-sim matrix", &cases(&got, &differences));
+            std::fs::write(path, report).map_err(|error| Failure::Input(format!("{}: {error}", path.display())))?;
+        }
         return Ok(if differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     if args.json {
@@ -134,22 +161,27 @@ fn read_expected(path: &Path) -> Result<Json, Failure> {
         .map_err(|error| Failure::Input(format!("{name}: not what `weir-sim matrix --json` prints: {error}")))
 }
 
+/// Something that is not as expected.
+struct Difference {
+    /// The port it is about; `None`: an endpoint that only one side has.
+    port: Option<String>,
+    text: String,
+}
+
 /// Every verdict that is not as expected, and what only one side has.
-fn differences(expected: &Json, got: &Json) -> Vec<String> {
-    let mut lines = Vec::new();
+fn differences(expected: &Json, got: &Json) -> Vec<Difference> {
+    let mut found = Vec::new();
     for (this, other, word) in [(expected, got, "missing"), (got, expected, "not expected")] {
         let names = this.endpoints.iter().filter(|name| !other.endpoints.contains(name));
-        lines.extend(names.map(|name| format!("endpoint {name}: {word}")));
+        found.extend(names.map(|name| Difference { port: None, text: format!("endpoint {name}: {word}") }));
         let has = |port: &str| other.tables.iter().any(|table| table.port == port);
-        lines.extend(
-            this.tables.iter().filter(|table| !has(&table.port)).map(|table| format!("port {}: {word}", table.port)),
-        );
+        let ports = this.tables.iter().map(|table| &table.port).filter(|port| !has(port));
+        found.extend(ports.map(|port| Difference { port: Some(port.clone()), text: format!("port {port}: {word}") }));
     }
     let places: BTreeMap<&str, usize> = expected.endpoints.iter().map(String::as_str).zip(0..).collect();
-    let verdict = |cell: Option<char>| match cell {
-        Some('1') => "allow",
-        Some('0') => "deny",
-        Some(_) | None => "not asked",
+    let verdict = |cell: Option<char>| {
+        let verdict = cell.and_then(Cell::from_letter).and_then(Cell::verdict);
+        verdict.map_or("not asked", Verdict::name)
     };
     for table in &got.tables {
         let Some(old) = expected.tables.iter().find(|old| old.port == table.port) else { continue };
@@ -160,32 +192,52 @@ fn differences(expected: &Json, got: &Json) -> Vec<String> {
                 let Some(was) = places.get(to.as_str()).map(|place| old_row.get(*place).copied()) else { continue };
                 if was != Some(cell) {
                     let (was, is) = (verdict(was), verdict(Some(cell)));
-                    lines.push(format!("{from} → {to} {}: expected {was}, got {is}", table.port));
+                    let text = format!("{from} → {to} {}: expected {was}, got {is}", table.port);
+                    found.push(Difference { port: Some(table.port.clone()), text });
                 }
             }
         }
     }
-    lines
+    found
+}
+
+/// One case for each port, and one for the endpoints.
+fn cases(got: &Json, differences: &[Difference]) -> Vec<Case> {
+    let mut ports: Vec<Option<&str>> = vec![None];
+    ports.extend(got.tables.iter().map(|table| Some(table.port.as_str())));
+    let missing = differences.iter().filter_map(|one| one.port.as_deref()).map(Some);
+    for port in missing {
+        if !ports.contains(&port) {
+            ports.push(port);
+        }
+    }
+    let case = |port: &Option<&str>| {
+        let own = differences.iter().filter(|one| one.port.as_deref() == *port);
+        let lines: Vec<&str> = own.map(|one| one.text.as_str()).collect();
+        let failure = (!lines.is_empty()).then(|| (format!("{} differ", lines.len()), lines.join("\n")));
+        Case { class: "matrix".to_owned(), name: port.unwrap_or("endpoints").to_owned(), failure }
+    };
+    ports.iter().map(case).collect()
 }
 
 fn text(model: &Model, answer: &Answer, declared: bool, taken: Duration) -> String {
     let matrix = &answer.matrix;
     let names = short_names(matrix);
+    let policies = model.policies().len() + model.cilium_policies().len() + model.cluster_policies().len();
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "{} pods on {} nodes, {} network policies. Rows send, columns receive. ✓ allowed  ✗ denied  · not asked\n",
+        "{} pods on {} nodes, {policies} network policies. Rows send, columns receive.\n\
+         ✓ allowed  ! allowed, and an audited policy would deny it  » for a proxy, and there is none here  ✗ denied  · not asked\n",
         model.pods().len(),
         model.nodes().len(),
-        model.policies().len()
     );
     if declared && matrix.tables.len() > 1 {
         summary(model, matrix, &names, &mut out);
     }
-    let (mut allowed, mut probes) = (0, 0);
+    let mut probes = 0;
     for table in &matrix.tables {
         let totals = table.totals();
-        allowed += totals.0;
         probes += totals.1;
         let _ = writeln!(out, "{}: {} of {} allowed", table.port, totals.0, totals.1);
         let rows = table.rows.iter().map(|row| row.iter().map(|cell| cell.symbol()).collect()).collect();
@@ -194,17 +246,34 @@ fn text(model: &Model, answer: &Answer, declared: bool, taken: Duration) -> Stri
     let taken = if taken < Duration::from_secs(1) { format!("{taken:.0?}") } else { format!("{taken:.1?}") };
     let _ = writeln!(
         out,
-        "{probes} probes: {allowed} allowed, {} denied; {} hook programs run by {} in {taken}",
-        probes - allowed,
+        "{probes} probes: {}; {} hook programs run by {} in {taken}",
+        counts(matrix),
         answer.runs,
         answer.engine,
     );
     out
 }
 
+/// How many verdicts of each kind; those that are rare only where there are some.
+fn counts(matrix: &Matrix) -> String {
+    let count = |verdict| matrix.tables.iter().map(|table| table.count(verdict)).sum::<usize>();
+    let words = [
+        (Verdict::Allow, "allowed", true),
+        (Verdict::Audit, "allowed that an audited policy would deny", false),
+        (Verdict::Redirect, "for a proxy", false),
+        (Verdict::Deny, "denied", true),
+    ];
+    let told = words.into_iter().map(|(verdict, word, always)| (count(verdict), word, always));
+    let told = told.filter(|(count, _, always)| *always || *count > 0);
+    told.map(|(count, word, _)| format!("{count} {word}")).collect::<Vec<_>>().join(", ")
+}
+
 /// Only what each receiver itself declares.
 fn summary(model: &Model, matrix: &Matrix, names: &[String], out: &mut String) {
-    let _ = writeln!(out, "On the ports that the receiver declares (✓ all, ~ some, ✗ none, blank: it declares none):");
+    let _ = writeln!(
+        out,
+        "On the ports that the receiver declares (✓ ! » ✗: all of them, ~ mixed, blank: it declares none):"
+    );
     let rows = (0..matrix.endpoints.len())
         .map(|sender| {
             matrix
@@ -234,13 +303,10 @@ fn verdict(matrix: &Matrix, sender: usize, receiver: usize, ports: &[Protocol]) 
         .filter(|table| ports.contains(&table.port))
         .filter_map(|table| table.rows.get(sender)?.get(receiver).copied())
         .collect();
-    let allowed = cells.iter().filter(|cell| **cell == Cell::Allow).count();
     match cells.first() {
         None => ' ',
-        Some(Cell::Same) => Cell::Same.symbol(),
-        Some(Cell::Allow | Cell::Deny) if allowed == cells.len() => Cell::Allow.symbol(),
-        Some(Cell::Allow | Cell::Deny) if allowed == 0 => Cell::Deny.symbol(),
-        Some(Cell::Allow | Cell::Deny) => '~',
+        Some(first) if cells.iter().all(|cell| cell == first) => first.symbol(),
+        Some(_) => '~',
     }
 }
 

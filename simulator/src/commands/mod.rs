@@ -10,6 +10,7 @@ mod fuzz;
 mod lint;
 mod matrix;
 mod run;
+mod settings;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -5,19 +5,23 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use agent_core::yaml::{self, Node};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde::Serialize;
 
-use super::{EngineChoice, Failure, to_json};
+use super::{EngineChoice, Failure, files, to_json};
 use crate::cluster::scenario::{self as clusters, Failed, manifest_files};
 use crate::cluster::{EngineKind, Options};
 use crate::scenario::{self as packets, EngineSet};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Scenario files, or folders of them.
+    /// Scenario files, folders of them, or `-` for a cluster scenario on standard input.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
+    /// Manifests that every cluster scenario begins with, before its own: files, folders, or `-` for standard input.
+    #[arg(long, num_args = 1, value_name = "PATH")]
+    with: Vec<PathBuf>,
     /// What runs the bytecode.
     #[arg(long, value_enum, default_value_t)]
     engine: EngineChoice,
@@ -72,14 +76,22 @@ struct FailureLine {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let files = find(&args.paths)?;
+    let all = || args.paths.iter().chain(&args.with);
+    if all().filter(|path| path.as_os_str() == "-").count() > 1 {
+        return Err(Failure::Input("standard input (`-`) can be read only once".to_owned()));
+    }
+    let found = find(&args.paths)?;
+    let mut with = Vec::new();
+    for (name, text) in files::read(&args.with)? {
+        with.extend(yaml::parse(&name, &text).map_err(|error| Failure::Input(error.to_string()))?);
+    }
     let kinds = args.engine.kinds();
     let mut engines = EngineSet::new(&args.engine.packet_kinds());
-    let bar = progress(files.len());
+    let bar = progress(found.len());
     let mut all = Vec::new();
     let mut out = std::io::stdout().lock();
-    for file in &files {
-        let finished = if is_packet(file) { packet(file, &mut engines) } else { cluster(args, &kinds, file) };
+    for file in &found {
+        let finished = if is_packet(file) { packet(file, &mut engines) } else { cluster(args, &kinds, file, &with) };
         bar.suspend(|| -> Result<(), Failure> {
             if args.json {
                 writeln!(out, "{}", to_json(&finished)?)?;
@@ -116,6 +128,10 @@ fn is_packet(path: &Path) -> bool {
 fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     let mut files = Vec::new();
     for path in paths {
+        if path.as_os_str() == "-" {
+            files.push(path.clone());
+            continue;
+        }
         let wrong = |(path, error): (PathBuf, std::io::Error)| Failure::Input(format!("{}: {error}", path.display()));
         let found = manifest_files(path, &["yaml", "yml", "toml"]).map_err(wrong)?;
         if path.is_dir() {
@@ -148,9 +164,9 @@ fn progress(files: usize) -> ProgressBar {
 }
 
 /// A cluster scenario, on every engine that is asked for.
-fn cluster(args: &Args, kinds: &[EngineKind], file: &Path) -> Finished {
+fn cluster(args: &Args, kinds: &[EngineKind], file: &Path, with: &[Node]) -> Finished {
     let mut finished = Finished::new(file);
-    let scenario = match clusters::load(file) {
+    let scenario = match clusters::load_with(file, with) {
         Ok(scenario) => scenario,
         Err(error) => {
             finished.error = Some(error.to_string());
@@ -158,6 +174,9 @@ fn cluster(args: &Args, kinds: &[EngineKind], file: &Path) -> Finished {
         }
     };
     finished.name.clone_from(&scenario.name);
+    if !scenario.passed.is_empty() {
+        let _ = writeln!(std::io::stderr(), "note: {}: {}", finished.file, scenario.passed);
+    }
     for engine in kinds {
         let options = Options {
             engine: *engine,

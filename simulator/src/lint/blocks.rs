@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use agent_core::Prefix;
 use agent_core::model::{IpBlock, Model};
+use agent_core::policy::PolicySettings;
 
 use super::view::{Policy, Whom};
 use super::{COVERS_ALL, COVERS_CLUSTER, COVERS_SERVICE, EMPTY_BLOCK, Findings, NO_FAMILY};
@@ -17,9 +18,12 @@ struct Own {
     services: Vec<IpAddr>,
     ipv4: bool,
     ipv6: bool,
+    /// CIDR rules of Cilium's policies select them too.
+    selects_pods: bool,
+    selects_nodes: bool,
 }
 
-pub(super) fn check(model: &Model, policies: &[Policy], findings: &mut Findings) {
+pub(super) fn check(model: &Model, policies: &[Policy], settings: &PolicySettings, findings: &mut Findings) {
     let own = Own {
         pods: model.pods().values().filter(|pod| !pod.host_network).flat_map(|pod| &pod.addresses).copied().collect(),
         nodes: model.nodes().iter().flat_map(|node| &node.addresses).copied().collect(),
@@ -27,6 +31,8 @@ pub(super) fn check(model: &Model, policies: &[Policy], findings: &mut Findings)
         services: model.services().values().flat_map(|service| &service.cluster_addresses).copied().collect(),
         ipv4: model.uses_ipv4(),
         ipv6: model.uses_ipv6(),
+        selects_pods: settings.cidrs_match_pods,
+        selects_nodes: settings.cidrs_match_nodes,
     };
     for policy in policies {
         for rule in &policy.rules {
@@ -58,6 +64,11 @@ pub(super) fn check(model: &Model, policies: &[Policy], findings: &mut Findings)
 }
 
 impl Own {
+    /// Whether CIDR rules of Cilium's policies select all of these.
+    fn selects(&self, pods: usize, nodes: usize) -> bool {
+        (pods == 0 || self.selects_pods) && (nodes == 0 || self.selects_nodes)
+    }
+
     fn look_at(&self, block: &IpBlock, inside: bool) -> Vec<(super::Check, String)> {
         let mut found = Vec::new();
         if is_empty(block.prefix, &block.except) {
@@ -84,7 +95,7 @@ impl Own {
                     "{block} is about {who} of this cluster too; name them in `except` if only the outside is meant"
                 );
                 found.push((if whole { COVERS_ALL } else { COVERS_CLUSTER }, message));
-            } else if !whole {
+            } else if !whole && !self.selects(pods + prefixes.len(), nodes) {
                 let message = format!(
                     "{block} holds {who} of this cluster, which a CIDR of a Cilium policy never selects; use endpoints or entities"
                 );

@@ -61,12 +61,16 @@ pub(super) fn check(model: &Model, policies: &[Policy], compiled: &Compiled, fin
     }
     for node in model.nodes() {
         for direction in Direction::ALL {
-            used.extend(compiled.host_state(&node.name, direction).iter().map(|(_, _, verdict)| verdict.rule));
+            let state = compiled.host_state(&node.name, direction);
+            used.extend(state.iter().map(|(_, _, verdict)| verdict.rule));
+            if compiled.settings().host_firewall && compiled.has_host_policy(&node.name) {
+                *of_node.entry(node.name.as_str()).or_default() += state.len();
+            }
         }
     }
     room(compiled, &of_node, fullest, findings);
     shadowed(model, policies, compiled, &used, findings);
-    closed(model, policies, &opens, findings);
+    closed(model, policies, compiled, &opens, findings);
     dns(model, policies, compiled, &opens, findings);
 }
 
@@ -105,6 +109,7 @@ fn room(compiled: &Compiled, of_node: &BTreeMap<&str, usize>, fullest: Option<Fu
         }
     }
     let room = usize::try_from(MapId::Policy.max_entries()).unwrap_or(usize::MAX);
+    let room = room.min(compiled.settings().node_entries);
     for (node, needed) in of_node {
         if let Some(check) = judge(*needed, room) {
             findings.general(check, format!("node {node} needs {needed} policy entries of {room}"));
@@ -122,7 +127,7 @@ fn rule_text(rule: &RuleInfo) -> String {
 
 /// Rules that no entry of any endpoint goes back to, though there are packets that they match.
 fn shadowed(model: &Model, policies: &[Policy], compiled: &Compiled, used: &BTreeSet<RuleId>, findings: &mut Findings) {
-    let pods = Pods::new(model);
+    let pods = Pods::new(model, compiled.settings());
     for info in compiled.rules().iter().filter(|rule| !used.contains(&rule.id) && rule.action != RuleAction::Pass) {
         let of_rule =
             |policy: &&Policy| policy.kind == info.kind && policy.name == info.policy && policy.spec == info.spec;
@@ -214,8 +219,14 @@ fn ports(model: &Model, rule: &Rule, direction: Direction, subject: &Pod, peer: 
 }
 
 /// Directions that a policy closes without a word, beside rules for the other one.
-fn closed(model: &Model, policies: &[Policy], opens: &BTreeMap<(&Name, Direction), Opens>, findings: &mut Findings) {
-    let pods = Pods::new(model);
+fn closed(
+    model: &Model,
+    policies: &[Policy],
+    compiled: &Compiled,
+    opens: &BTreeMap<(&Name, Direction), Opens>,
+    findings: &mut Findings,
+) {
+    let pods = Pods::new(model, compiled.settings());
     for policy in policies {
         let Subject::Pods(question) = &policy.subject else { continue };
         for (direction, other) in [(Direction::Ingress, Direction::Egress), (Direction::Egress, Direction::Ingress)] {

@@ -12,8 +12,10 @@ use std::collections::BTreeSet;
 
 use agent_core::input::InputError;
 use agent_core::model::{Model, Object};
-use agent_core::{Compiled, IdentityAllocator, InputErrors, Position, Settings};
+use agent_core::policy::PolicySettings;
+use agent_core::{Compiled, IdentityAllocator, InputErrors, Position};
 
+use crate::cluster::scenario::Config;
 use crate::manifests::Manifests;
 
 /// How bad a finding is.
@@ -122,14 +124,14 @@ impl Findings {
 }
 
 /// Checks what was read. Objects with errors are left out, and the rest is checked as if they did not exist.
-pub fn check(manifests: Manifests) -> Vec<Finding> {
+pub fn check(manifests: Manifests, config: &Config) -> Vec<Finding> {
     let mut findings = Findings::default();
     findings.refused(&manifests.errors);
     if !manifests.passed.is_empty() {
         findings.general(PASSED_OVER, manifests.passed.to_string());
     }
-    if let Some(model) = model(manifests.objects, &mut findings) {
-        check_model(&model, &mut findings);
+    if let Some(model) = model(manifests.objects, config, &mut findings) {
+        check_model(&model, &config.policy, &mut findings);
     }
     let mut all = findings.0;
     all.sort_by(|a, b| {
@@ -141,11 +143,11 @@ pub fn check(manifests: Manifests) -> Vec<Finding> {
 }
 
 /// The cluster. Where objects do not fit together, those that are to blame go, and the rest is tried again.
-fn model(mut objects: Vec<Object>, findings: &mut Findings) -> Option<Model> {
+fn model(mut objects: Vec<Object>, config: &Config, findings: &mut Findings) -> Option<Model> {
     let mut seen = BTreeSet::new();
     objects.retain(|object| seen.insert(object.key()));
     loop {
-        match Model::from_objects(objects.clone(), Settings::default()) {
+        match Model::from_objects(objects.clone(), config.families()) {
             Ok(model) => return Some(model),
             Err(InputErrors(errors)) => {
                 findings.refused(&errors);
@@ -168,17 +170,17 @@ fn model(mut objects: Vec<Object>, findings: &mut Findings) -> Option<Model> {
     }
 }
 
-fn check_model(model: &Model, findings: &mut Findings) {
+fn check_model(model: &Model, settings: &PolicySettings, findings: &mut Findings) {
     let policies = view::policies(model);
     if model.pods().is_empty() {
         if !policies.is_empty() {
             findings.general(NO_PODS, "the input has no pods: what is about pods is not checked");
         }
     } else {
-        selectors::check(model, &policies, findings);
+        selectors::check(model, &policies, settings, findings);
     }
-    blocks::check(model, &policies, findings);
-    match Compiled::new(model, &mut IdentityAllocator::default()) {
+    blocks::check(model, &policies, settings, findings);
+    match Compiled::with(model, &mut IdentityAllocator::default(), settings.clone()) {
         Ok(compiled) => decisions::check(model, &policies, &compiled, findings),
         Err(error) => {
             // No single object is to blame.

@@ -9,6 +9,7 @@ use agent_core::model::question::{Asked, DEFAULT_SERVICE_ACCOUNT};
 use agent_core::model::{
     LabelOf, Model, NAMESPACE_NAME, Object, Pod, PodQuestion, PortSelector, Protocol, Requirement,
 };
+use agent_core::policy::PolicySettings;
 use agent_core::{Direction, Position, Selector};
 
 use super::view::{Peer, Policy, Port, Rule, Subject, Whom};
@@ -19,13 +20,14 @@ use super::{
 
 pub(super) struct Pods<'a> {
     pub(super) model: &'a Model,
+    cluster: &'a str,
     /// Namespaces that are declared, or that pods are in.
     namespaces: BTreeSet<&'a str>,
     none: Labels,
 }
 
 impl<'a> Pods<'a> {
-    pub(super) fn new(model: &'a Model) -> Self {
+    pub(super) fn new(model: &'a Model, settings: &'a PolicySettings) -> Self {
         let declared = model.objects().iter().filter_map(|object| match object {
             Object::Namespace(meta) => Some(meta.name.as_str()),
             Object::Node(_)
@@ -40,7 +42,7 @@ impl<'a> Pods<'a> {
             | Object::Inert { .. } => None,
         });
         let namespaces = declared.chain(model.pods().keys().map(|name| name.namespace.as_str())).collect();
-        Self { model, namespaces, none: Labels::new() }
+        Self { model, cluster: &settings.cluster, namespaces, none: Labels::new() }
     }
 
     /// Whether a question holds for a pod, wherever the pod's network is.
@@ -51,7 +53,7 @@ impl<'a> Pods<'a> {
             labels: &pod.labels,
             namespace_labels: self.model.namespaces().get(namespace).unwrap_or(&self.none),
             service_account: pod.service_account.as_deref().unwrap_or(DEFAULT_SERVICE_ACCOUNT),
-            cluster: "default",
+            cluster: self.cluster,
         })
     }
 
@@ -90,8 +92,8 @@ impl<'a> Pods<'a> {
     }
 }
 
-pub(super) fn check(model: &Model, policies: &[Policy], findings: &mut Findings) {
-    let pods = Pods::new(model);
+pub(super) fn check(model: &Model, policies: &[Policy], settings: &PolicySettings, findings: &mut Findings) {
+    let pods = Pods::new(model, settings);
     for policy in policies {
         let text = policy.text();
         if !policy.name.namespace.is_empty() {
@@ -119,12 +121,10 @@ pub(super) fn check(model: &Model, policies: &[Policy], findings: &mut Findings)
             }
             Subject::Nodes(selector) => {
                 nodes(model, selector, &policy.position, &text, findings);
-                findings.add(
-                    HOST_POLICY,
-                    &policy.position,
-                    &text,
-                    "is about nodes: it is enforced only with the host firewall switched on",
-                );
+                if !settings.host_firewall {
+                    let message = "is about nodes: it is enforced only with the host firewall switched on";
+                    findings.add(HOST_POLICY, &policy.position, &text, message);
+                }
                 Vec::new()
             }
         };

@@ -3,16 +3,18 @@
 //! A probe's fate depends on: the sender's entries for egress and the receiver's for ingress in the policy map, the
 //! identities that both addresses have, where both are, and the nodes. Identities are numbers, and may be others in the
 //! other version: they are compared by whom they stand for. Where all of this is the same in both versions, the programs
-//! get the same input but for the names of numbers, and the verdict is the same. Whatever is not compared here (policies of
-//! nodes, other nodes, other families) means that everything is asked. A property test compares with asking everything.
+//! get the same input but for the names of numbers, and the verdict is the same. Whatever is not compared here (other
+//! nodes, other families, another way between nodes, the host firewall switched) means that everything is asked. A property
+//! test compares with asking everything.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use agent_core::model::{Model, Pod};
-use agent_core::policy::{Action, L4};
+use agent_core::policy::{Action, L4, PolicyState};
 use agent_core::{Compiled, Direction, IdentityAllocator, Owner};
 
+use crate::cluster::scenario::Config;
 use crate::cluster::{Party, WORLD4, WORLD6};
 
 /// One version, compiled.
@@ -20,6 +22,8 @@ use crate::cluster::{Party, WORLD4, WORLD6};
 pub struct Version {
     /// Objects.
     pub model: Model,
+    /// Settings.
+    pub config: Config,
     /// Policies.
     pub compiled: Compiled,
     /// Whom identities stand for.
@@ -31,11 +35,52 @@ impl Version {
     ///
     /// # Errors
     /// When identities are used up.
-    pub fn new(model: Model) -> Result<Self, agent_core::IdentityError> {
+    pub fn new(model: Model, config: Config) -> Result<Self, agent_core::IdentityError> {
         let mut identities = IdentityAllocator::default();
-        let compiled = Compiled::new(&model, &mut identities)?;
-        Ok(Self { model, compiled, identities })
+        let compiled = Compiled::with(&model, &mut identities, config.policy.clone())?;
+        Ok(Self { model, config, compiled, identities })
     }
+
+    /// Entries of every party in both directions, as nodes have them in their maps.
+    pub fn states(&self, parties: &[Party]) -> Vec<States> {
+        let of_node = |name: &str| {
+            if self.config.policy.host_firewall && self.compiled.has_host_policy(name) {
+                Direction::ALL.map(|direction| self.compiled.host_state(name, direction))
+            } else {
+                <[PolicyState; 2]>::default()
+            }
+        };
+        let of = |party: &Party| match party {
+            Party::Pod(name) => match self.model.pods().get(name) {
+                Some(pod) if pod.host_network => of_node(&pod.node),
+                Some(_) | None => Direction::ALL.map(|direction| self.compiled.state(name, direction)),
+            },
+            Party::Node(name) => of_node(name),
+            Party::Address(_) | Party::World => <[PolicyState; 2]>::default(),
+        };
+        parties.iter().map(|party| States(of(party))).collect()
+    }
+}
+
+/// The entries of one party.
+#[derive(Debug)]
+pub struct States([PolicyState; 2]);
+
+impl States {
+    /// In one direction.
+    pub fn of(&self, direction: Direction) -> &PolicyState {
+        let [first, second] = &self.0;
+        if Direction::ALL.first() == Some(&direction) { first } else { second }
+    }
+}
+
+/// A version with the entries of its parties.
+#[derive(Clone, Copy, Debug)]
+pub struct Side<'a> {
+    /// The version.
+    pub version: &'a Version,
+    /// [`Version::states`].
+    pub states: &'a [States],
 }
 
 /// What is the same for each endpoint.
@@ -65,23 +110,29 @@ type Entries = Vec<(Who, L4, u32, Action, bool)>;
 
 impl Alike {
     /// Compares two versions for endpoints that both have.
-    pub fn new(before: &Version, after: &Version, parties: &[Party]) -> Self {
+    pub fn new(before: Side<'_>, after: Side<'_>, parties: &[Party]) -> Self {
         let nodes = |version: &Version| {
             let nodes = version.model.nodes().iter();
-            nodes.map(|node| (node.name.clone(), node.addresses.clone(), node.pod_cidrs.clone())).collect::<Vec<_>>()
+            let of = |node: &agent_core::model::Node| {
+                let policed = version.compiled.has_host_policy(&node.name);
+                (node.name.clone(), node.addresses.clone(), node.pod_cidrs.clone(), policed)
+            };
+            nodes.map(of).collect::<Vec<_>>()
         };
-        let unknown = before.model.dual_stack() != after.model.dual_stack()
-            || nodes(before) != nodes(after)
-            || [before, after].iter().any(|version| !version.compiled.about_nodes().is_empty());
+        let (old, new) = (before.version, after.version);
+        let unknown = old.model.dual_stack() != new.model.dual_stack()
+            || old.config.tunnel != new.config.tunnel
+            || old.config.policy.host_firewall != new.config.policy.host_firewall
+            || nodes(old) != nodes(new);
         if unknown {
             return Self { unknown, parties: Vec::new() };
         }
         let mut names = Names::default();
-        let parties = parties.iter().map(|party| Same {
-            place: names.place(before, party) == names.place(after, party),
-            egress: names.entries(before, party, Direction::Egress) == names.entries(after, party, Direction::Egress),
-            ingress: names.entries(before, party, Direction::Ingress)
-                == names.entries(after, party, Direction::Ingress),
+        let parties = parties.iter().zip(before.states.iter().zip(after.states)).map(|(party, states)| {
+            let mut same =
+                |direction| names.entries(old, states.0.of(direction)) == names.entries(new, states.1.of(direction));
+            let (egress, ingress) = (same(Direction::Egress), same(Direction::Ingress));
+            Same { place: names.place(old, party) == names.place(new, party), egress, ingress }
         });
         Self { unknown, parties: parties.collect() }
     }
@@ -111,9 +162,7 @@ impl Names {
         }
     }
 
-    fn entries(&mut self, version: &Version, party: &Party, direction: Direction) -> Entries {
-        let Party::Pod(name) = party else { return Entries::new() };
-        let state = version.compiled.state(name, direction);
+    fn entries(&mut self, version: &Version, state: &PolicyState) -> Entries {
         let mut entries: Entries = state
             .iter()
             .map(|(identity, l4, verdict)| {

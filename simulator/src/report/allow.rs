@@ -1,9 +1,10 @@
 //! The list of changes that are meant to happen (`weir-sim diff --allow FILE`).
 //!
-//! One change in each line, four words: `allow` or `deny` (what the verdict becomes), sender, receiver, port. `*` in a name
-//! stands for any characters, `*` as the port for every port. `#` begins a comment. Nothing else is accepted.
+//! One change in each line, four words: `allow`, `deny`, `redirect` or `audit` (what the verdict becomes), sender,
+//! receiver, port. `*` in a name stands for any characters, `*` as the port for every port. `#` begins a comment. Nothing
+//! else is accepted.
 
-use crate::cluster::Protocol;
+use crate::cluster::{Protocol, Verdict};
 use crate::commands::parse_port;
 
 /// One line.
@@ -13,7 +14,7 @@ pub struct Expected {
     pub line: usize,
     /// Its words, as they stand there.
     pub text: String,
-    becomes_allowed: bool,
+    becomes: Verdict,
     from: String,
     to: String,
     port: Option<Protocol>,
@@ -23,7 +24,7 @@ pub struct Expected {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AllowError {
     /// Not four words.
-    #[error("{file}:{line}: expected `allow|deny FROM TO PORT`, found {words} words")]
+    #[error("{file}:{line}: expected `allow|deny|redirect|audit FROM TO PORT`, found {words} words")]
     Words {
         /// File.
         file: String,
@@ -33,7 +34,7 @@ pub enum AllowError {
         words: usize,
     },
     /// First word.
-    #[error("{file}:{line}: `{found}`: must be allow or deny (what the verdict becomes)")]
+    #[error("{file}:{line}: `{found}`: must be allow, deny, redirect or audit (what the verdict becomes)")]
     Verdict {
         /// File.
         file: String,
@@ -81,20 +82,18 @@ fn read_line(file: &str, line: usize, text: &str) -> Result<Expected, AllowError
     let [verdict, from, to, port] = words[..] else {
         return Err(AllowError::Words { file: file(), line, words: words.len() });
     };
-    let becomes_allowed = match verdict {
-        "allow" => true,
-        "deny" => false,
-        found => return Err(AllowError::Verdict { file: file(), line, found: found.to_owned() }),
+    let Some(becomes) = Verdict::from_name(verdict) else {
+        return Err(AllowError::Verdict { file: file(), line, found: verdict.to_owned() });
     };
     let wrong = |rule| AllowError::Port { file: file(), line, found: port.to_owned(), rule };
     let port = if port == "*" { None } else { Some(parse_port(port).map_err(wrong)?) };
-    Ok(Expected { line, text: words.join(" "), becomes_allowed, from: from.to_owned(), to: to.to_owned(), port })
+    Ok(Expected { line, text: words.join(" "), becomes, from: from.to_owned(), to: to.to_owned(), port })
 }
 
 impl Expected {
     /// Whether it lists a change.
-    pub fn lists(&self, becomes_allowed: bool, from: &str, to: &str, port: Protocol) -> bool {
-        self.becomes_allowed == becomes_allowed
+    pub fn lists(&self, becomes: Verdict, from: &str, to: &str, port: Protocol) -> bool {
+        self.becomes == becomes
             && self.port.is_none_or(|own| own == port)
             && matches(&self.from, from)
             && matches(&self.to, to)
@@ -138,18 +137,19 @@ mod tests {
         let lines = read("f", "# why\n\ndeny  a/* world 80/tcp # closed\nallow * * *\n").unwrap();
         assert_eq!(lines.len(), 2);
         assert_eq!((lines[0].line, lines[0].text.as_str()), (3, "deny a/* world 80/tcp"));
-        assert!(lines[0].lists(false, "a/b", "world", Protocol::Tcp(80)));
-        assert!(!lines[0].lists(true, "a/b", "world", Protocol::Tcp(80)));
-        assert!(!lines[0].lists(false, "a/b", "world", Protocol::Udp(80)));
-        assert!(lines[1].lists(true, "a/b", "c/d", Protocol::Icmp(None)));
+        assert!(lines[0].lists(Verdict::Deny, "a/b", "world", Protocol::Tcp(80)));
+        assert!(!lines[0].lists(Verdict::Allow, "a/b", "world", Protocol::Tcp(80)));
+        assert!(!lines[0].lists(Verdict::Deny, "a/b", "world", Protocol::Udp(80)));
+        assert!(!lines[0].lists(Verdict::Redirect, "a/b", "world", Protocol::Tcp(80)));
+        assert!(lines[1].lists(Verdict::Allow, "a/b", "c/d", Protocol::Icmp(None)));
     }
 
     #[test]
     fn every_wrong_line_is_reported_with_its_number() {
         let errors = read("f", "deny a b\nopen a b 80\nallow a b 0/TCP\nallow a b 80/TCP\n").unwrap_err();
         let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        assert_eq!(texts[0], "f:1: expected `allow|deny FROM TO PORT`, found 3 words");
-        assert_eq!(texts[1], "f:2: `open`: must be allow or deny (what the verdict becomes)");
+        assert_eq!(texts[0], "f:1: expected `allow|deny|redirect|audit FROM TO PORT`, found 3 words");
+        assert_eq!(texts[1], "f:2: `open`: must be allow, deny, redirect or audit (what the verdict becomes)");
         assert!(texts[2].starts_with("f:3: port `0/TCP`: must be PORT/PROTOCOL"), "{}", texts[2]);
         assert_eq!(texts.len(), 3);
     }

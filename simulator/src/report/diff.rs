@@ -10,9 +10,9 @@ use agent_core::Direction;
 
 use super::allow::Expected;
 use super::{Book, Line};
-use crate::cluster::Party;
-use crate::cluster::matrix::{Cell, Matrix};
+use crate::cluster::matrix::Matrix;
 use crate::cluster::why::Why;
+use crate::cluster::{Party, Verdict};
 
 /// One verdict that changes; numbers of sender, receiver and port in the matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,8 +23,10 @@ pub struct Change {
     pub to: usize,
     /// Index of the port.
     pub port: usize,
-    /// Whether it is allowed afterwards (then it was denied before).
-    pub becomes_allowed: bool,
+    /// The verdict before.
+    pub was: Verdict,
+    /// The verdict afterwards.
+    pub is: Verdict,
     /// Whether somebody has listed it.
     pub expected: bool,
     /// Index in [`Diff::groups`].
@@ -35,7 +37,8 @@ pub struct Change {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     expected: bool,
-    becomes_allowed: bool,
+    was: Verdict,
+    is: Verdict,
     before: Vec<Line>,
     after: Vec<Line>,
 }
@@ -43,8 +46,10 @@ struct Key {
 /// Verdicts that change for one reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// Whether they are allowed afterwards.
-    pub becomes_allowed: bool,
+    /// The verdict before.
+    pub was: Verdict,
+    /// The verdict afterwards.
+    pub is: Verdict,
     /// Whether somebody has listed them.
     pub expected: bool,
     /// What decided before.
@@ -82,9 +87,10 @@ pub struct Diff {
 }
 
 impl Diff {
-    /// How many verdicts become so.
-    pub fn count(&self, becomes_allowed: bool) -> usize {
-        self.changes.iter().filter(|change| change.becomes_allowed == becomes_allowed).count()
+    /// How many verdicts change so.
+    pub fn count(&self, was: Verdict, is: Verdict) -> usize {
+        let of_kind = |group: &&Group| (group.was, group.is) == (was, is);
+        self.groups.iter().filter(of_kind).map(|group| group.verdicts).sum()
     }
 
     /// How many verdicts nobody has listed.
@@ -115,11 +121,11 @@ pub fn compare(before: Side<'_>, after: Side<'_>, expected: &[Expected]) -> Diff
                 if was == is {
                     continue;
                 }
-                let becomes_allowed = *is == Cell::Allow;
+                let (Some(before_verdict), Some(after_verdict)) = (was.verdict(), is.verdict()) else { continue };
                 let mut listed = false;
                 if let (Some(sender), Some(receiver)) = (names.get(from), names.get(to)) {
                     for (number, expected) in expected.iter().enumerate() {
-                        if expected.lists(becomes_allowed, sender, receiver, new.port) {
+                        if expected.lists(after_verdict, sender, receiver, new.port) {
                             listed = true;
                             used.insert(number);
                         }
@@ -130,18 +136,20 @@ pub fn compare(before: Side<'_>, after: Side<'_>, expected: &[Expected]) -> Diff
                 };
                 let (lines_before, lines_after) =
                     lines((before.book, why(&before, old)), (after.book, why(&after, new)), from, to);
-                let key = Key { expected: listed, becomes_allowed, before: lines_before, after: lines_after };
-                let change = Change { from, to, port, becomes_allowed, expected: listed, group: 0 };
+                let (was, is) = (before_verdict, after_verdict);
+                let key = Key { expected: listed, was, is, before: lines_before, after: lines_after };
+                let change = Change { from, to, port, was, is, expected: listed, group: 0 };
                 found.entry(key).or_default().push(change);
             }
         }
     }
     let mut groups: Vec<(Key, Vec<Change>)> = found.into_iter().collect();
-    groups.sort_by_key(|(key, changes)| (key.expected, key.becomes_allowed, usize::MAX - changes.len()));
+    groups.sort_by_key(|(key, changes)| (key.expected, key.is < key.was, key.was, key.is, usize::MAX - changes.len()));
     for (number, (key, changes)) in groups.into_iter().enumerate() {
         let blocks = blocks(&changes);
         diff.groups.push(Group {
-            becomes_allowed: key.becomes_allowed,
+            was: key.was,
+            is: key.is,
             expected: key.expected,
             before: key.before,
             after: key.after,
@@ -159,7 +167,7 @@ pub fn compare(before: Side<'_>, after: Side<'_>, expected: &[Expected]) -> Diff
 /// stopped it, the receiver's were not asked: then what they say on the other side belongs to the change.
 fn lines(before: (&Book<'_>, Why), after: (&Book<'_>, Why), from: usize, to: usize) -> (Vec<Line>, Vec<Line>) {
     let open = |(book, why): (&Book<'_>, Why), stopped: &Why| {
-        let at = stopped.denied_at();
+        let at = stopped.decided_at();
         let said = |direction: Direction| book.line(&why, direction, from, to);
         let is_rule = |line: &Line| matches!(line, Line::Said(_, said, _) if said.rule != 0);
         match at {
@@ -171,10 +179,12 @@ fn lines(before: (&Book<'_>, Why), after: (&Book<'_>, Why), from: usize, to: usi
         }
     };
     let or_end = |lines: Vec<Line>, why: &Why| if lines.is_empty() { vec![Line::Ended(why.ended)] } else { lines };
-    if after.1.allowed() {
-        (vec![before.0.stopped(&before.1, from, to)], or_end(open(after, &before.1), &after.1))
-    } else {
-        (or_end(open(before, &after.1), &before.1), vec![after.0.stopped(&after.1, from, to)])
+    let stopped = |(book, why): (&Book<'_>, Why)| vec![book.stopped(&why, from, to)];
+    match (before.1.verdict(), after.1.verdict()) {
+        (_, Verdict::Allow) => (stopped(before), or_end(open(after, &before.1), &after.1)),
+        (Verdict::Allow, _) => (or_end(open(before, &after.1), &before.1), stopped(after)),
+        // Each has something that is more than an allowance.
+        (_, _) => (stopped(before), stopped(after)),
     }
 }
 
@@ -219,7 +229,7 @@ mod tests {
     use super::*;
 
     fn change(from: usize, to: usize, port: usize) -> Change {
-        Change { from, to, port, becomes_allowed: false, expected: false, group: 0 }
+        Change { from, to, port, was: Verdict::Allow, is: Verdict::Deny, expected: false, group: 0 }
     }
 
     fn expand(blocks: &[Block]) -> Vec<(usize, usize, usize)> {

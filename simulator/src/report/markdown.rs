@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use super::diff::Diff;
 use super::names::{few, words};
 use super::{Book, Line};
+use crate::cluster::Verdict;
 use crate::cluster::matrix::Matrix;
 
 /// Rows at most: a comment has a limit, and so has patience.
@@ -36,18 +37,22 @@ pub struct Parts<'a> {
 /// The headline: how many verdicts change.
 pub fn headline(parts: &Parts<'_>) -> String {
     let (diff, matrix) = (parts.diff, parts.matrix);
-    let (closed, opened) = (diff.count(false), diff.count(true));
+    let change = |was: Verdict, is: Verdict| (was, is, diff.count(was, is));
+    let all = Verdict::ALL.into_iter().flat_map(|was| Verdict::ALL.map(|is| (was, is)));
+    // The two that everybody looks for are always told.
+    let mut counts = vec![change(Verdict::Allow, Verdict::Deny), change(Verdict::Deny, Verdict::Allow)];
+    counts.extend(
+        all.map(|(was, is)| change(was, is)).filter(|one| one.2 > 0 && !counts.contains(one)).collect::<Vec<_>>(),
+    );
+    let counts: Vec<String> =
+        counts.iter().map(|(was, is, count)| format!("{count} {} → {}", was.name(), is.name())).collect();
     let asked = format!("{} endpoints, {} ports", matrix.endpoints.len(), matrix.tables.len());
     if diff.changes.is_empty() {
         return format!("No verdict changes ({} compared: {asked}).", diff.compared);
     }
     let expected = diff.changes.len() - diff.unexpected();
     let listed = if expected == 0 { String::new() } else { format!("; {expected} are expected") };
-    format!(
-        "{} of {} verdicts change: {closed} allow → deny, {opened} deny → allow{listed} ({asked}).",
-        diff.changes.len(),
-        diff.compared
-    )
+    format!("{} of {} verdicts change: {}{listed} ({asked}).", diff.changes.len(), diff.compared, counts.join(", "))
 }
 
 /// The whole comment.
@@ -78,7 +83,7 @@ pub fn write(parts: &Parts<'_>) -> String {
                     .filter_map(|port| parts.matrix.tables.get(*port))
                     .map(|table| table.port.to_string())
                     .collect();
-                let change = if group.becomes_allowed { "deny → **allow**" } else { "allow → **deny**" };
+                let change = format!("{} → **{}**", group.was.name(), group.is.name());
                 let _ = writeln!(
                     out,
                     "| {change} | {} | {} | {} | {} | {} |",

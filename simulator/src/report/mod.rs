@@ -5,6 +5,7 @@
 
 pub mod alike;
 pub mod allow;
+pub mod class;
 pub mod diff;
 pub mod junit;
 pub mod markdown;
@@ -14,22 +15,25 @@ pub mod page;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use agent_core::policy::RuleOrigin;
 use agent_core::{Compiled, Direction, PolicyRef};
 
 use crate::cluster::explain::{By, kind_word};
 use crate::cluster::why::Ended;
-use crate::cluster::{Party, Said, Spoke, Why};
+use crate::cluster::{Party, Said, Spoke, Why, proxy};
 use alike::Version;
 
 /// The policies of one version, with what isolates whom.
 #[derive(Debug)]
 pub struct Book<'a> {
-    compiled: &'a Compiled,
+    version: &'a Version,
     nodes: Vec<&'a str>,
     /// Sets of policies that isolate somebody.
     sets: Vec<Vec<PolicyRef>>,
     /// Per party: its sets for ingress and egress.
     isolating: Vec<[usize; 2]>,
+    /// The same per node, for policies about nodes.
+    isolating_nodes: Vec<[usize; 2]>,
 }
 
 /// One line of a reason; equal lines have equal text.
@@ -45,7 +49,7 @@ impl<'a> Book<'a> {
     /// For these parties; lines name them by their index.
     pub fn of(version: &'a Version, parties: &[Party]) -> Self {
         let compiled = &version.compiled;
-        let nodes = version.model.nodes().iter().map(|node| node.name.as_str());
+        let nodes: Vec<&str> = version.model.nodes().iter().map(|node| node.name.as_str()).collect();
         let mut sets: Vec<Vec<PolicyRef>> = Vec::new();
         let mut known: BTreeMap<Vec<PolicyRef>, usize> = BTreeMap::new();
         let mut number = |set: Vec<PolicyRef>| match known.get(&set) {
@@ -65,12 +69,16 @@ impl<'a> Book<'a> {
                 Party::Node(_) | Party::Address(_) | Party::World => [number(Vec::new()); 2],
             })
             .collect();
-        Self { compiled, nodes: nodes.collect(), sets, isolating }
+        let of_node = |node: &&str| {
+            [Direction::Ingress, Direction::Egress].map(|direction| number(compiled.isolating_node(node, direction)))
+        };
+        let isolating_nodes = nodes.iter().map(of_node).collect();
+        Self { version, nodes, sets, isolating, isolating_nodes }
     }
 
     /// The policies.
     pub fn compiled(&self) -> &'a Compiled {
-        self.compiled
+        &self.version.compiled
     }
 
     /// Sets of policies that isolate somebody.
@@ -80,11 +88,18 @@ impl<'a> Book<'a> {
 
     /// The set that isolates a party in a direction.
     pub fn isolating(&self, party: usize, direction: Direction) -> Option<usize> {
-        let [ingress, egress] = *self.isolating.get(party)?;
-        Some(match direction {
-            Direction::Ingress => ingress,
-            Direction::Egress => egress,
-        })
+        Some(pick(*self.isolating.get(party)?, direction))
+    }
+
+    /// The set behind a verdict that no rule gave: of the node that spoke, or of the party. `None`: a rule gave it.
+    pub fn set_of(&self, said: Said, direction: Direction, party: usize) -> Option<usize> {
+        if said.rule != 0 || said.spoke == Spoke::Allow {
+            return None;
+        }
+        match said.node {
+            Some(node) => Some(pick(*self.isolating_nodes.get(node)?, direction)),
+            None => self.isolating(party, direction),
+        }
     }
 
     /// What was said in one direction of a probe between two parties.
@@ -94,13 +109,12 @@ impl<'a> Book<'a> {
             Direction::Ingress => receiver,
             Direction::Egress => sender,
         };
-        let default = said.rule == 0 && said.spoke != Spoke::Allow && said.node.is_none();
-        Some(Line::Said(direction, said, self.isolating(subject, direction).filter(|_| default)))
+        Some(Line::Said(direction, said, self.set_of(said, direction, subject)))
     }
 
-    /// What stopped a probe that did not get through.
+    /// What stopped a probe that did not get through, or would have, if it were not only audited.
     pub fn stopped(&self, why: &Why, sender: usize, receiver: usize) -> Line {
-        let at = why.denied_at().and_then(|direction| self.line(why, direction, sender, receiver));
+        let at = why.decided_at().and_then(|direction| self.line(why, direction, sender, receiver));
         at.unwrap_or(Line::Ended(why.ended))
     }
 
@@ -108,7 +122,7 @@ impl<'a> Book<'a> {
     pub fn by(&self, direction: Direction, said: Said, set: Option<usize>) -> By {
         match set.and_then(|set| self.sets.get(set)) {
             Some(set) => By::DefaultDeny(set.clone()),
-            None => By::said(self.compiled, said, None, direction),
+            None => By::said(self.compiled(), said, None, direction),
         }
     }
 
@@ -124,19 +138,39 @@ impl<'a> Book<'a> {
         };
         let by = self.by(direction, said, set);
         let verb = match said.spoke {
-            Spoke::Allow => "allowed",
-            Spoke::Deny => "denied",
-            Spoke::Redirect => "sent to a proxy, and there is none here,",
-            Spoke::Audit => "allowed, but only audited: denied",
+            Spoke::Allow => "allowed".to_owned(),
+            Spoke::Deny => "denied".to_owned(),
+            Spoke::Redirect => format!("redirected to the {} (there is none here)", self.proxy_text(said)),
+            Spoke::Audit => "allowed, but only audited: denied".to_owned(),
         };
         match &by {
             By::Rule(_) | By::LocalHost => format!("{whose} {verb} by {by}"),
             By::NotIsolated => format!("{whose} {verb}: no policy isolates"),
             By::DefaultDeny(policies) => {
                 let names: Vec<String> = policies.iter().map(policy_text).collect();
-                format!("{whose} {verb} by default, isolated by {}", names.join(", "))
+                let names = if names.is_empty() { NO_POLICY.to_owned() } else { names.join(", ") };
+                format!("{whose} {verb} by default, isolated by {names}")
             }
         }
+    }
+
+    /// The proxy that a rule asks for.
+    fn proxy_text(&self, said: Said) -> String {
+        let proxies = match self.compiled().rules().origin(said.rule) {
+            RuleOrigin::Rule(rule) => proxy::of_rule(&self.version.model, rule, None),
+            RuleOrigin::NotIsolated | RuleOrigin::LocalHost | RuleOrigin::Gone => Vec::new(),
+        };
+        if proxies.is_empty() { "proxy".to_owned() } else { format!("{} proxy", proxy::words(&proxies)) }
+    }
+}
+
+/// What isolates where no policy does.
+pub const NO_POLICY: &str = "the setting policy-enforcement = always";
+
+fn pick([ingress, egress]: [usize; 2], direction: Direction) -> usize {
+    match direction {
+        Direction::Ingress => ingress,
+        Direction::Egress => egress,
     }
 }
 

@@ -4,8 +4,8 @@
 //! the screen as text; the page's own policy forbids it to load anything.
 //!
 //! Shape of the data: `endpoints` `[namespace, name, set of ingress, set of egress]`; `sets` of `policies` that isolate;
-//! `lines` `[text, whether the set of the endpoint belongs to it]`; `reasons` `[1 or 0, how it ended unless a policy explains
-//! it, egress line or null, ingress line or null]`; `tables` with one string for each sender: runs `REASON` or
+//! `lines` `[text, whether the set of the endpoint belongs to it]`; `reasons` `[verdict (1 allow, 0 deny, 2 redirect, 3
+//! audit), how it ended unless a policy explains it, egress line or null, ingress line or null]`; `tables` with one string for each sender: runs `REASON` or
 //! `REASON*COUNT` in base 36, separated by blanks, `.` for what was not asked.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::{Book, Line, ended_text, policy_text};
 use crate::cluster::matrix::{Matrix, NO_REASON, Table};
-use crate::cluster::{Party, Said, Spoke};
+use crate::cluster::{Party, Said, Spoke, Verdict};
 
 const PAGE: &str = include_str!("page.html");
 /// Where the data goes.
@@ -56,7 +56,8 @@ fn data<'a>(matrix: &'a Matrix, book: &Book<'_>) -> Data<'a> {
     let endpoints = matrix.endpoints.iter().enumerate().map(|(index, party)| {
         let namespace = match party {
             Party::Pod(name) => name.namespace.as_str(),
-            Party::Node(_) | Party::Address(_) | Party::World => "",
+            Party::Node(_) => "node",
+            Party::Address(_) | Party::World => "",
         };
         (namespace, party.to_string(), set(index, Direction::Ingress), set(index, Direction::Egress))
     });
@@ -78,9 +79,15 @@ fn data<'a>(matrix: &'a Matrix, book: &Book<'_>) -> Data<'a> {
     let reasons = matrix.reasons.iter().map(|why| {
         let egress = why.egress.map(|said| lines.number(book, Direction::Egress, said));
         let ingress = why.ingress.map(|said| lines.number(book, Direction::Ingress, said));
-        let unexplained = !why.allowed() && why.denied_at().is_none();
+        let unexplained = !why.allowed() && why.decided_at().is_none();
         let ended = if unexplained { ended_text(why.ended).to_string() } else { String::new() };
-        (u8::from(why.allowed()), ended, egress, ingress)
+        let verdict = match why.verdict() {
+            Verdict::Deny => 0,
+            Verdict::Allow => 1,
+            Verdict::Redirect => 2,
+            Verdict::Audit => 3,
+        };
+        (verdict, ended, egress, ingress)
     });
     let reasons = reasons.collect();
     let tables = matrix.tables.iter().map(|table| {
@@ -106,7 +113,7 @@ impl Lines {
                 let verb = if said.spoke == Spoke::Audit { "allowed, but only audited: denied" } else { "denied" };
                 format!("{direction} {verb} by default")
             } else {
-                book.text(&Line::Said(direction, said, None))
+                book.text(&Line::Said(direction, said, book.set_of(said, direction, usize::MAX)))
             };
             texts.push((text, u8::from(default)));
             texts.len() - 1

@@ -1,15 +1,22 @@
 //! Cluster scenarios: YAML with Kubernetes objects and steps, read strictly and run on the simulated cluster.
 //!
 //! A file has one document of `kind: Scenario`; every other document in it is an object of the cluster, as are those of
-//! the files and folders in `manifests`. `apply` and `delete` take lists of files, folders and objects; an object to be
+//! the files and folders in `manifests`: `List` objects and whole dumps (`kubectl get … -o yaml`) too. `apply` and `delete` take lists of files, folders and objects; an object to be
 //! deleted needs no more than apiVersion, kind and metadata. `config` knows `routingMode` (tunnel, native),
 //! `tunnelProtocol` (vxlan, geneve), `ipv4` and `ipv6` (families that are filled in where the input has no addresses), and how
 //! policies are read: `policyEnforcement` (default, always, never), `hostFirewall`, `clusterName`, `cidrMatch` (a list of
 //! nodes and pods), `identityLabels` (a list of patterns).
 //!
 //! A probe by name is over IPv4 where both ends have it, else over IPv6; `family: IPv6` asks for the other. An address
-//! decides by itself. `world` is one host outside. `expect` is allow, deny, or `{drop: REASON, at: WHERE}`, where WHERE
-//! is ingress, egress, or the name of a hook, and may be left out.
+//! decides by itself. `world` is one host outside. `expect` is one of these, where `at` may be left out:
+//!
+//! | `expect` | means |
+//! |---|---|
+//! | `allow` | request and answer arrive (a policy that only audits may have had something against it) |
+//! | `deny` | they do not, for whatever reason, but for a proxy |
+//! | `{drop: REASON, at: WHERE}` | a program drops a packet; WHERE is ingress, egress or the name of a hook |
+//! | `redirect`, `{redirect: PROXY, at: WHERE}` | a rule hands it to a proxy (http, dns or tls), which decides |
+//! | `audit`, `{audit: REASON, at: ingress}` | they arrive, and a policy that only audits would have dropped it |
 
 mod read;
 mod run;
@@ -17,15 +24,16 @@ mod run;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use agent_core::Position;
 use agent_core::model::{Object, ObjectKey};
-use agent_core::policy::PolicySettings;
+use agent_core::policy::{PolicySettings, Proxy};
 use agent_core::yaml::Node;
+use agent_core::{Direction, Position, Settings};
 
-use super::{Family, Party, tunnel};
+use super::{Family, Options, Party, proxy, tunnel};
+use crate::manifests::PassedOver;
 
-pub use read::{ScenarioError, load};
-pub use run::{Done, Failed, Probed, Report, Runner, StepDone, Stop, meets, run};
+pub use read::{ScenarioError, load, load_with, read_config};
+pub use run::{Done, Failed, Got, Probed, Report, Runner, StepDone, Stop, Wrong, meets, run};
 
 /// A scenario, with everything it names read.
 #[derive(Clone, Debug)]
@@ -38,9 +46,11 @@ pub struct Scenario {
     pub source: Option<String>,
     /// Objects at the start.
     pub objects: Vec<Object>,
-    /// Every document with an object, of the start and of all steps, as it was written. An object's position is its
-    /// document's (in a `List`, its item's).
+    /// Every document with an object, of the start and of all steps, as it was written; items of a `List` stand for
+    /// themselves. An object's position is its document's.
     pub documents: Vec<Node>,
+    /// Kinds that have no part in who reaches whom: what a dump of a cluster holds besides.
+    pub passed: PassedOver,
     /// Settings.
     pub config: Config,
     /// What happens.
@@ -63,6 +73,18 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self { tunnel: Some(tunnel::Protocol::default()), ipv4: true, ipv6: true, policy: PolicySettings::default() }
+    }
+}
+
+impl Config {
+    /// Families that are filled in.
+    pub fn families(&self) -> Settings {
+        Settings { ipv4: self.ipv4, ipv6: self.ipv6 }
+    }
+
+    /// Simulation options with these settings.
+    pub fn options(&self, options: Options) -> Options {
+        Options { tunnel: self.tunnel, policy: self.policy.clone(), ..options }
     }
 }
 
@@ -130,6 +152,20 @@ pub enum Expect {
         /// Here: `ingress`, `egress`, or the name of a hook; `None`: anywhere.
         at: Option<String>,
     },
+    /// A rule hands a packet to a proxy.
+    Redirect {
+        /// Of this kind; `None`: any.
+        proxy: Option<Proxy>,
+        /// As above.
+        at: Option<String>,
+    },
+    /// Request and answer arrive, and a policy that only audits would have dropped a packet.
+    Audit {
+        /// For this reason; `None`: any.
+        reason: Option<datapath_abi::DropReason>,
+        /// In this direction; `None`: in any.
+        at: Option<Direction>,
+    },
 }
 
 impl fmt::Display for Expect {
@@ -137,8 +173,20 @@ impl fmt::Display for Expect {
         match self {
             Self::Allow => f.write_str("allow"),
             Self::Deny => f.write_str("deny"),
-            Self::Drop { reason, at: None } => write!(f, "drop {}", reason.name()),
-            Self::Drop { reason, at: Some(at) } => write!(f, "drop {} at {at}", reason.name()),
+            Self::Drop { reason, .. } => write!(f, "drop {}", reason.name()),
+            Self::Redirect { proxy: None, .. } => f.write_str("redirect"),
+            Self::Redirect { proxy: Some(proxy), .. } => write!(f, "redirect {}", proxy::name(*proxy)),
+            Self::Audit { reason: None, .. } => f.write_str("audit"),
+            Self::Audit { reason: Some(reason), .. } => write!(f, "audit {}", reason.name()),
+        }?;
+        match self {
+            Self::Drop { at: Some(at), .. } | Self::Redirect { at: Some(at), .. } => write!(f, " at {at}"),
+            Self::Audit { at: Some(at), .. } => write!(f, " at {at}"),
+            Self::Allow
+            | Self::Deny
+            | Self::Drop { at: None, .. }
+            | Self::Redirect { at: None, .. }
+            | Self::Audit { at: None, .. } => Ok(()),
         }
     }
 }

@@ -3,16 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use agent_core::input::{Field, Fields, Report};
-use agent_core::model::{Name, Object, ObjectKey, Protocol as PortProtocol, read_documents};
+use agent_core::model::{Name, Object, ObjectKey, Protocol as PortProtocol};
 use agent_core::policy::{Enforcement, LabelFilter};
 use agent_core::yaml::{self, Node, Value};
-use agent_core::{InputErrors, Position};
+use agent_core::{Direction, InputErrors, Position};
 use datapath_abi::{DropReason, Hook};
 
 use super::{Action, Config, Expect, ProbeStep, Scenario, Step, Talk, manifest_files};
 use crate::cluster::explain::parse_party;
 use crate::cluster::matrix::of;
-use crate::cluster::{Family, Party, Protocol, tunnel};
+use crate::cluster::{Family, Party, Protocol, proxy, tunnel};
+use crate::manifests::{self, PassedOver};
 
 /// `apiVersion` of scenarios.
 const VERSION: &str = "weir.dev/v1alpha1";
@@ -46,19 +47,46 @@ pub enum ScenarioError {
 /// # Errors
 /// See [`ScenarioError`].
 pub fn load(path: &Path) -> Result<Scenario, ScenarioError> {
+    load_with(path, &[])
+}
+
+/// As [`load`], with further documents of objects; `-` is standard input, and what it names is sought in the working folder.
+///
+/// # Errors
+/// See [`ScenarioError`].
+pub fn load_with(path: &Path, with: &[Node]) -> Result<Scenario, ScenarioError> {
+    let wrap = |error| ScenarioError::File { path: path.to_owned(), error };
+    let (file, text) = if path.as_os_str() == "-" {
+        ("stdin".to_owned(), std::io::read_to_string(std::io::stdin()).map_err(wrap)?)
+    } else {
+        (path.display().to_string(), std::fs::read_to_string(path).map_err(wrap)?)
+    };
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-    let mut reader = Reader { folder, report: Report::default(), applied: Vec::new() };
-    let file = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| ScenarioError::File { path: path.to_owned(), error })?;
+    let mut reader = Reader { folder, report: Report::default(), applied: Vec::new(), passed: PassedOver::default() };
     let documents = yaml::parse(&file, &text).map_err(|error| InputErrors(vec![error]))?;
     let is_scenario = |node: &&Node| node.get("kind").and_then(Node::text) == Some("Scenario");
     let scenarios: Vec<&Node> = documents.iter().filter(is_scenario).collect();
     let [scenario] = scenarios.as_slice() else {
         return Err(ScenarioError::Documents { file, found: scenarios.len() });
     };
-    let inline: Vec<Node> = documents.iter().filter(|node| !is_scenario(node)).cloned().collect();
-    let scenario = reader.scenario(&file, scenario, inline)?;
+    let own = documents.iter().filter(|node| !is_scenario(node));
+    let scenario = reader.scenario(&file, scenario, with.iter().chain(own).cloned().collect())?;
     Ok(reader.report.finish(scenario)?)
+}
+
+/// Reads settings alone: a file that holds what `config` of a scenario holds.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn read_config(file: &str, text: &str) -> Result<Config, InputErrors> {
+    let documents = yaml::parse(file, text).map_err(|error| InputErrors(vec![error]))?;
+    let (report, passed) = (Report::default(), PassedOver::default());
+    let mut reader = Reader { folder: PathBuf::new(), report, applied: Vec::new(), passed };
+    let mut config = Config::default();
+    for document in &documents {
+        reader.config(&Field::root(document), &mut config);
+    }
+    reader.report.finish(config)
 }
 
 struct Reader {
@@ -66,6 +94,7 @@ struct Reader {
     report: Report,
     /// Documents of steps.
     applied: Vec<Node>,
+    passed: PassedOver,
 }
 
 impl Reader {
@@ -76,6 +105,7 @@ impl Reader {
             source: None,
             objects: Vec::new(),
             documents: Vec::new(),
+            passed: PassedOver::default(),
             config: Config::default(),
             steps: Vec::new(),
         };
@@ -118,10 +148,18 @@ impl Reader {
         }
         fields.finish(&mut self.report);
         documents.extend(inline);
-        scenario.objects = read_documents(&documents, &mut self.report);
-        scenario.documents = documents;
+        (scenario.objects, scenario.documents) = self.objects(documents);
         scenario.documents.append(&mut self.applied);
+        scenario.passed = std::mem::take(&mut self.passed);
         Ok(scenario)
+    }
+
+    /// Objects as every command reads them, with their documents.
+    fn objects(&mut self, documents: Vec<Node>) -> (Vec<Object>, Vec<Node>) {
+        let read = manifests::of_documents(documents);
+        read.errors.into_iter().for_each(|error| self.report.add(error));
+        self.passed.add(read.passed);
+        (read.objects, read.documents)
     }
 
     fn text(&mut self, fields: &mut Fields<'_>, name: &'static str) -> Option<String> {
@@ -220,7 +258,7 @@ impl Reader {
         }
         if let Some(apply) = apply {
             let documents = self.objects_of(&apply)?;
-            let objects = read_documents(&documents, &mut self.report);
+            let (objects, documents) = self.objects(documents);
             self.applied.extend(documents);
             return Ok(Some(Action::Apply(objects)));
         }
@@ -260,7 +298,7 @@ impl Reader {
                 None => whole.push(document.clone()),
             }
         }
-        keys.extend(read_documents(&whole, &mut self.report).iter().map(Object::key));
+        keys.extend(self.objects(whole).0.iter().map(Object::key));
         keys
     }
 
@@ -346,43 +384,80 @@ impl Reader {
 
     fn expect(&mut self, field: &Field<'_>) -> Option<Expect> {
         if let Value::Map(_) = &field.node.value {
-            return self.expect_drop(field);
+            return self.expect_more(field);
         }
         match field.string(&mut self.report)? {
             "allow" => Some(Expect::Allow),
             "deny" => Some(Expect::Deny),
+            "redirect" => Some(Expect::Redirect { proxy: None, at: None }),
+            "audit" => Some(Expect::Audit { reason: None, at: None }),
             "refused" | "reset" => {
                 field.invalid(&mut self.report, "proxies are not simulated yet");
                 None
             }
             _ => {
-                field.invalid(&mut self.report, "must be allow, deny or {drop: REASON, at: ingress}");
+                let rule = "must be allow, deny, redirect, audit, {drop: REASON, at: ingress}, {redirect: http, at: ingress} or \
+                            {audit: REASON, at: ingress}";
+                field.invalid(&mut self.report, rule);
                 None
             }
         }
     }
 
-    fn expect_drop(&mut self, field: &Field<'_>) -> Option<Expect> {
+    /// `{drop: REASON}`, `{redirect: PROXY}`, `{audit: REASON}`, each with `at` if that matters.
+    fn expect_more(&mut self, field: &Field<'_>) -> Option<Expect> {
         let mut fields = field.object(&mut self.report)?;
         fields.refuse("status", "proxies are not simulated yet", &mut self.report);
-        let reason = fields.get("drop").and_then(|drop| {
-            let text = drop.string(&mut self.report)?;
-            let reason = DropReason::ALL.iter().copied().find(|reason| reason.name() == text);
-            if reason.is_none() {
-                let known: Vec<&str> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
-                drop.invalid(&mut self.report, format!("must be a drop reason: {}", known.join(", ")));
-            }
-            reason
-        });
-        let at = fields.get("at").and_then(|at| {
-            let text = at.string(&mut self.report)?;
-            if !["ingress", "egress"].contains(&text) && Hook::from_name(text).is_none() {
-                at.invalid(&mut self.report, "must be ingress, egress or the name of a hook");
-            }
-            Some(text.to_owned())
-        });
+        let parts = [fields.get("drop"), fields.get("redirect"), fields.get("audit")];
+        let at = fields.get("at").and_then(|at| Some((at.string(&mut self.report)?, at)));
         fields.finish(&mut self.report);
-        Some(Expect::Drop { reason: reason?, at })
+        let count = parts.iter().flatten().count();
+        let [drop, redirect, audit] = parts;
+        if count != 1 {
+            field.invalid(&mut self.report, "must have exactly one of drop, redirect and audit");
+            return None;
+        }
+        if let Some(audit) = audit {
+            let reason = self.reason(&audit)?;
+            let at = match at {
+                None => None,
+                Some(("ingress", _)) => Some(Direction::Ingress),
+                Some(("egress", _)) => Some(Direction::Egress),
+                Some((_, at)) => {
+                    at.invalid(&mut self.report, "must be ingress or egress");
+                    return None;
+                }
+            };
+            return Some(Expect::Audit { reason: Some(reason), at });
+        }
+        if let Some((text, at)) = &at
+            && !["ingress", "egress"].contains(text)
+            && Hook::from_name(text).is_none()
+        {
+            at.invalid(&mut self.report, "must be ingress, egress or the name of a hook");
+        }
+        let at = at.map(|(text, _)| text.to_owned());
+        if let Some(drop) = drop {
+            return Some(Expect::Drop { reason: self.reason(&drop)?, at });
+        }
+        let redirect = redirect?;
+        let text = redirect.string(&mut self.report)?;
+        let proxy = proxy::ALL.into_iter().find(|proxy| proxy::name(*proxy) == text);
+        if proxy.is_none() {
+            let known = proxy::ALL.map(proxy::name).join(", ");
+            redirect.invalid(&mut self.report, format!("must be a proxy: {known}"));
+        }
+        Some(Expect::Redirect { proxy: Some(proxy?), at })
+    }
+
+    fn reason(&mut self, field: &Field<'_>) -> Option<DropReason> {
+        let text = field.string(&mut self.report)?;
+        let reason = DropReason::ALL.iter().copied().find(|reason| reason.name() == text);
+        if reason.is_none() {
+            let known: Vec<&str> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+            field.invalid(&mut self.report, format!("must be a drop reason: {}", known.join(", ")));
+        }
+        reason
     }
 }
 

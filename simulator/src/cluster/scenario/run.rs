@@ -1,14 +1,17 @@
 //! Runs a scenario's steps, and compares what came out with what was expected.
 
 use agent_core::input::{InputError, Problem};
-use agent_core::{InputErrors, Model, Settings};
+use agent_core::policy::Proxy;
+use agent_core::{InputErrors, Model};
 use datapath_abi::DropReason;
 use simulator_vm::RunError;
 
 use super::{Action, Expect, ProbeStep, Scenario, Step, Talk};
 use crate::cluster::matrix::of;
 use crate::cluster::probe::ProbeError;
-use crate::cluster::{Cluster, ClusterError, EngineKind, Hop, Options, Outcome, Party, Probe, Protocol};
+use crate::cluster::{
+    Audited, Cluster, ClusterError, Drop, EngineKind, Hop, Options, Outcome, Party, Probe, Protocol, Verdict, proxy,
+};
 
 /// What a scenario said.
 #[derive(Debug, Default)]
@@ -40,9 +43,9 @@ pub struct Failed {
     pub port: Option<u16>,
     /// What should have come out.
     pub expected: String,
-    /// What came out.
+    /// What came out: `allow`, `audit`, `redirect`, `drop` or `lost`.
     pub got: String,
-    /// Drop reason, or how the packet got lost.
+    /// Drop reason (of `audit`: the one it would have had), the proxy, or how the packet got lost.
     pub reason: Option<String>,
     /// Where: `ingress` or `egress`.
     pub at: Option<String>,
@@ -84,9 +87,9 @@ fn all_steps(scenario: &Scenario, options: &Options, trace: bool, report: &mut R
         let (Done::Probed(probed), Action::Probe(probe)) = (done.what, &done.step.action) else { continue };
         report.probes += u64::from(probe.repeat);
         report.failed += probed.wrong();
-        if let Some((outcome, trail)) = probed.first_wrong {
-            let failed = failed(done.number, done.step, probe, probed.probe.protocol, &outcome);
-            report.failures.push(Failed { engine: options.engine, trail, ..failed });
+        if let Some(wrong) = probed.first_wrong {
+            let failed = failed(done.number, done.step, probe, probed.probe.protocol, wrong);
+            report.failures.push(Failed { engine: options.engine, ..failed });
         }
     }
     runner.finish()
@@ -132,8 +135,17 @@ pub struct Probed {
     pub outcomes: Vec<Outcome>,
     /// Whether each was as expected.
     pub met: Vec<bool>,
-    /// The first that was not, with its hops when they were written down.
-    pub first_wrong: Option<(Outcome, Vec<String>)>,
+    /// The first that was not.
+    pub first_wrong: Option<Wrong>,
+}
+
+/// A flow that ended otherwise than expected.
+#[derive(Debug)]
+pub struct Wrong {
+    /// How it ended.
+    pub got: Got,
+    /// Its hops, when they were written down.
+    pub trail: Vec<String>,
 }
 
 impl Probed {
@@ -149,15 +161,14 @@ impl<'a> Runner<'a> {
     /// # Errors
     /// What is wrong with the scenario's objects, or with the engine.
     pub fn new(scenario: &'a Scenario, options: &Options, trace: bool) -> Result<Self, Stop> {
-        let settings = Settings { ipv4: scenario.config.ipv4, ipv6: scenario.config.ipv6 };
+        let settings = scenario.config.families();
         if !settings.ipv4 && !settings.ipv6 {
             let position = super::read::whole(&scenario.file);
             let problem = Problem::Conflict("ipv4 and ipv6 cannot both be off".to_owned());
             return Err(InputErrors(vec![InputError::new(position, "spec.config", problem)]).into());
         }
         let model = Model::from_objects(scenario.objects.clone(), settings)?;
-        let policy = scenario.config.policy.clone();
-        let options = Options { tunnel: scenario.config.tunnel, policy, ..options.clone() };
+        let options = scenario.config.options(options.clone());
         Ok(Self { scenario, cluster: Cluster::new(model, options)?, next: 0, trace })
     }
 
@@ -211,9 +222,11 @@ impl<'a> Runner<'a> {
             }
             let outcome = cluster.probe(&resolved)?;
             let trail = cluster.take_trail();
-            let met = meets(&outcome, &probe.expect);
+            let got = Got::new(cluster, outcome, protocol);
+            let met = meets(&got, &probe.expect);
             if !met && probed.first_wrong.is_none() {
-                probed.first_wrong = Some((outcome, trail.iter().map(|hop| hop_line(cluster, hop)).collect()));
+                let trail = trail.iter().map(|hop| hop_line(cluster, hop)).collect();
+                probed.first_wrong = Some(Wrong { got, trail });
             }
             probed.outcomes.push(outcome);
             probed.met.push(met);
@@ -255,24 +268,68 @@ fn protocol(cluster: &Cluster, probe: &ProbeStep) -> Result<Protocol, String> {
     }
 }
 
-/// Whether an outcome is what a step expects.
-pub fn meets(outcome: &Outcome, expect: &Expect) -> bool {
-    match (expect, outcome) {
-        (Expect::Allow, Outcome::Allowed) | (Expect::Deny, Outcome::Dropped { .. } | Outcome::Lost { .. }) => true,
-        (Expect::Drop { reason, at }, Outcome::Dropped { drop, .. }) => {
-            drop.reason == Some(*reason) && at.as_ref().is_none_or(|at| at == drop.at() || at == drop.hook.name())
-        }
-        (Expect::Allow | Expect::Deny | Expect::Drop { .. }, _) => false,
+/// What came of a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Got {
+    /// What became of its packets.
+    pub outcome: Outcome,
+    /// The same in one word.
+    pub verdict: Verdict,
+    /// What a policy that only audits would have done with it.
+    pub audited: Option<Audited>,
+    /// Of a redirect: the proxies that the rule asks for.
+    pub proxies: Vec<Proxy>,
+}
+
+impl Got {
+    fn new(cluster: &Cluster, outcome: Outcome, protocol: Protocol) -> Self {
+        let verdict = cluster.verdict(&outcome);
+        let proxies = cluster.proxies_of(&outcome, protocol);
+        Self { outcome, verdict, audited: cluster.audited(), proxies }
     }
 }
 
-fn failed(number: usize, step: &Step, probe: &ProbeStep, protocol: Protocol, outcome: &Outcome) -> Failed {
-    let (got, reason, at) = match outcome {
-        Outcome::Allowed => ("allow", None, None),
-        Outcome::Dropped { drop, .. } => {
+/// Whether what came out is what a step expects.
+pub fn meets(got: &Got, expect: &Expect) -> bool {
+    let here =
+        |drop: &Drop, at: &Option<String>| at.as_ref().is_none_or(|at| at == drop.at() || at == drop.hook.name());
+    match expect {
+        Expect::Allow => got.outcome.allowed(),
+        Expect::Deny => got.verdict == Verdict::Deny,
+        Expect::Drop { reason, at } => match &got.outcome {
+            Outcome::Dropped { drop, .. } => drop.reason == Some(*reason) && here(drop, at),
+            Outcome::Allowed | Outcome::Lost { .. } => false,
+        },
+        Expect::Redirect { proxy, at } => {
+            let known = proxy.is_none_or(|proxy| got.proxies.contains(&proxy));
+            got.outcome.redirected().is_some_and(|drop| known && here(drop, at))
+        }
+        Expect::Audit { reason, at } => {
+            got.outcome.allowed()
+                && got.audited.is_some_and(|audited| {
+                    (reason.is_none() || audited.reason == *reason) && at.is_none_or(|at| at == audited.direction)
+                })
+        }
+    }
+}
+
+fn failed(number: usize, step: &Step, probe: &ProbeStep, protocol: Protocol, wrong: Wrong) -> Failed {
+    let got = &wrong.got;
+    let (word, reason, at) = match (&got.outcome, got.audited) {
+        (Outcome::Allowed, None) => ("allow", None, None),
+        (Outcome::Allowed, Some(audited)) => {
+            let reason = audited.reason.map(|reason| reason.name().to_owned());
+            ("audit", reason, Some(audited.direction.to_string()))
+        }
+        (Outcome::Dropped { drop, .. }, _) if got.verdict == Verdict::Redirect => {
+            let proxies: Vec<&str> = got.proxies.iter().map(|own| proxy::name(*own)).collect();
+            let reason = (!proxies.is_empty()).then(|| proxies.join(","));
+            ("redirect", reason, Some(drop.at().to_owned()))
+        }
+        (Outcome::Dropped { drop, .. }, _) => {
             ("drop", drop.reason.map(|reason| DropReason::name(reason).to_owned()), Some(drop.at().to_owned()))
         }
-        Outcome::Lost { lost, .. } => ("lost", Some(lost.to_string()), None),
+        (Outcome::Lost { lost, .. }, _) => ("lost", Some(lost.to_string()), None),
     };
     Failed {
         step: number,
@@ -282,10 +339,10 @@ fn failed(number: usize, step: &Step, probe: &ProbeStep, protocol: Protocol, out
         protocol: protocol.name(),
         port: protocol.port(),
         expected: probe.expect.to_string(),
-        got: got.to_owned(),
+        got: word.to_owned(),
         reason,
         at,
         engine: EngineKind::default(),
-        trail: Vec::new(),
+        trail: wrong.trail,
     }
 }
