@@ -12,10 +12,11 @@ use agent_core::model::read_objects;
 use agent_core::policy::{Direction, PolicySettings, PolicyState};
 use agent_core::{Compiled, IdentityAllocator, Model, Settings};
 use conformance::oracle::generate::{self, OUTSIDE, PORTS, Random, TYPES};
-use conformance::oracle::{Answer, Oracle, Outcome, Question, Subject};
+use conformance::oracle::{Answer, Oracle, Outcome, Question, Subject, found};
 use datapath_abi::policy::FULL_BITS;
 use datapath_abi::{MapId, PolicyEntry, PolicyFlags, PolicyKey};
 use datapath_maps::{MapSpec, MapStore, MemoryMaps, UpdateMode};
+use simulator::cluster::scenario::Config;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// One policy map with the entries of all subjects.
@@ -66,14 +67,13 @@ impl Maps {
     }
 }
 
+fn families(seed: u64) -> Settings {
+    Settings { ipv4: seed % 3 != 1, ipv6: !seed.is_multiple_of(3) }
+}
+
 fn cluster(documents: &[String], seed: u64) -> Result<Model, String> {
     let text = documents.join("---\n");
-    let settings = match seed % 3 {
-        0 => Settings { ipv6: false, ..Settings::default() },
-        1 => Settings { ipv4: false, ..Settings::default() },
-        _ => Settings::default(),
-    };
-    Model::parse(&[("cluster.yaml".to_owned(), text)], settings).map_err(|errors| errors.to_string())
+    Model::parse(&[("cluster.yaml".to_owned(), text)], families(seed)).map_err(|errors| errors.to_string())
 }
 
 #[derive(Debug, Default)]
@@ -136,26 +136,16 @@ fn compare(model: &Model, settings: &PolicySettings, count: &mut Count) -> Resul
 }
 
 /// The smallest set of documents that still fails, as a scenario file, and why.
-fn shrink(mut documents: Vec<String>, settings: &PolicySettings, seed: u64) -> (String, String) {
+fn shrink(documents: Vec<String>, settings: &PolicySettings, seed: u64) -> (String, String) {
     let fails = |documents: &[String]| {
         let model = cluster(documents, seed).ok()?;
         compare(&model, settings, &mut Count::default()).err()
     };
-    let mut why = fails(&documents).unwrap_or_default();
-    let mut index = 0;
-    while index < documents.len() {
-        let mut fewer = documents.clone();
-        fewer.remove(index);
-        match fails(&fewer) {
-            Some(found) => (documents, why) = (fewer, found),
-            None => index += 1,
-        }
-    }
-    let head = format!(
-        "apiVersion: weir.dev/v1alpha1\nkind: Scenario\nmetadata: {{name: seed {seed}}}\n\
-         spec: {{source: found by policy_oracle, steps: []}}\n"
-    );
-    (std::iter::once(head).chain(documents).collect::<Vec<_>>().join("---\n"), why)
+    let documents = found::smallest(documents, |documents| fails(documents).is_some());
+    let why = fails(&documents).unwrap_or_default();
+    let Settings { ipv4, ipv6 } = families(seed);
+    let config = Config { ipv4, ipv6, policy: settings.clone(), ..Config::default() };
+    (found::scenario(&format!("seed {seed}"), "found by policy_oracle", &config, &[], &documents), why)
 }
 
 fn number(name: &str) -> Option<u64> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use agent_core::policy::{Enforcement, PolicySettings};
+use agent_core::policy::{Enforcement, LabelFilter, PolicySettings};
 
 /// A small generator (xorshift64*), so that a seed is all that a failure needs.
 #[derive(Clone, Debug)]
@@ -537,6 +537,8 @@ pub fn documents(random: &mut Random) -> Vec<String> {
 
 /// Settings of the compiler.
 pub fn settings(random: &mut Random) -> PolicySettings {
+    let filter =
+        |patterns: &[&str]| LabelFilter { patterns: patterns.iter().map(|pattern| (*pattern).to_owned()).collect() };
     let addresses = |list: &[&str]| list.iter().filter_map(|text| text.parse::<IpAddr>().ok()).collect::<BTreeSet<_>>();
     PolicySettings {
         enforcement: match random.below(12) {
@@ -547,6 +549,15 @@ pub fn settings(random: &mut Random) -> PolicySettings {
         cidrs_match_pods: random.one_in(6),
         cidrs_match_nodes: random.one_in(6),
         host_firewall: true,
+        cluster: random.pick(&["default", "default", "other"]).to_owned(),
+        identity_labels: match random.below(8) {
+            0 => filter(&["app"]),
+            1 => filter(&["!tier"]),
+            2 => filter(&["tier", "!app"]),
+            3 => filter(&["!*"]),
+            4 => filter(&[]),
+            _ => LabelFilter::default(),
+        },
         names: BTreeMap::from([
             ("api.example.com".to_owned(), addresses(&["203.0.113.7", "2001:db8::7"])),
             ("a.b.example.com".to_owned(), addresses(&["198.51.100.1"])),

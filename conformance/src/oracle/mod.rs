@@ -9,6 +9,8 @@
 //! index by index, Deny before Accept before Pass.
 
 mod cilium;
+pub mod flow;
+pub mod found;
 pub mod generate;
 mod kubernetes;
 mod tiers;

@@ -5,7 +5,7 @@
 //! deleted needs no more than apiVersion, kind and metadata. `config` knows `routingMode` (tunnel, native),
 //! `tunnelProtocol` (vxlan, geneve), `ipv4` and `ipv6` (families that are filled in where the input has no addresses), and how
 //! policies are read: `policyEnforcement` (default, always, never), `hostFirewall`, `clusterName`, `cidrMatch` (a list of
-//! nodes and pods), `identityLabels` (a list of patterns).
+//! nodes and pods), `identityLabels` (a list of patterns), `dnsNames` (addresses that names had in answers of DNS, by name).
 //!
 //! A probe by name is over IPv4 where both ends have it, else over IPv6; `family: IPv6` asks for the other. An address
 //! decides by itself. `world` is one host outside. `expect` is one of these, where `at` may be left out:

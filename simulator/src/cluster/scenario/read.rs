@@ -203,6 +203,16 @@ impl Reader {
         {
             match tunnel::Protocol::from_name(text) {
                 Some(protocol) => config.tunnel = config.tunnel.map(|_| protocol),
+        for (name, _, field) in fields.get("dnsNames").map(|field| field.entries(report)).unwrap_or_default() {
+            let addresses = config.policy.names.entry(name.to_owned()).or_default();
+            for item in field.list(report) {
+                match item.string(report).map(str::parse) {
+                    Some(Ok(address)) => drop(addresses.insert(address)),
+                    Some(Err(_)) => item.invalid(report, "must be an IP address"),
+                    None => {}
+                }
+            }
+        }
                 None => protocol.invalid(report, "must be vxlan or geneve"),
             }
         }
