@@ -203,16 +203,6 @@ impl Reader {
         {
             match tunnel::Protocol::from_name(text) {
                 Some(protocol) => config.tunnel = config.tunnel.map(|_| protocol),
-        for (name, _, field) in fields.get("dnsNames").map(|field| field.entries(report)).unwrap_or_default() {
-            let addresses = config.policy.names.entry(name.to_owned()).or_default();
-            for item in field.list(report) {
-                match item.string(report).map(str::parse) {
-                    Some(Ok(address)) => drop(addresses.insert(address)),
-                    Some(Err(_)) => item.invalid(report, "must be an IP address"),
-                    None => {}
-                }
-            }
-        }
                 None => protocol.invalid(report, "must be vxlan or geneve"),
             }
         }
@@ -250,6 +240,16 @@ impl Reader {
             let patterns = field.list(report);
             let patterns = patterns.iter().filter_map(|item| item.string(report)).map(str::to_owned).collect();
             config.policy.identity_labels = LabelFilter { patterns };
+        }
+        for (name, _, field) in fields.get("dnsNames").map(|field| field.entries(report)).unwrap_or_default() {
+            let addresses = config.policy.names.entry(name.to_owned()).or_default();
+            for item in field.list(report) {
+                match item.string(report).map(str::parse) {
+                    Some(Ok(address)) => drop(addresses.insert(address)),
+                    Some(Err(_)) => item.invalid(report, "must be an IP address"),
+                    None => {}
+                }
+            }
         }
         fields.finish(report);
     }
