@@ -23,6 +23,8 @@ const LOG_STATS: u32 = 4;
 const LOG_MAX: usize = 16 << 20;
 /// Characters of a refused program's log that are kept: the end says why.
 const LOG_KEPT: usize = 6000;
+/// What the verifier says when it gives up.
+const TOO_LARGE: &str = "BPF program is too large";
 /// Bytes a program may add to a frame in a test run.
 const HEADROOM: usize = 512;
 
@@ -241,13 +243,20 @@ impl Program {
                 stats: VerifierStats::parse(&text(&log), source.insns.len()),
             }),
             Err(first) => {
+                let short = text(&log);
+                let refused = |errno, log| KernelError::Verifier { program: source.name.to_owned(), errno, log };
+                // It gave up at a million instructions: that takes long, and their trace explains nothing.
+                if first == sys::E2BIG && short.contains(TOO_LARGE) {
+                    return Err(refused(first, tail(short)));
+                }
                 let mut log = vec![0; LOG_MAX];
-                let errno = match load_once(source, LOG_BRANCHES, &mut log) {
+                match load_once(source, LOG_BRANCHES, &mut log) {
                     // It did load now: then the first failure was a shortage of memory or a signal.
-                    Ok(_) => first,
-                    Err(errno) => errno,
-                };
-                Err(KernelError::Verifier { program: source.name.to_owned(), errno, log: tail(text(&log)) })
+                    Ok(_) => Err(refused(first, tail(text(&log)))),
+                    // Kernels before 6.4 write the beginning of a trace that is too long, not its end.
+                    Err(sys::ENOSPC) => Err(refused(first, tail(short))),
+                    Err(errno) => Err(refused(errno, tail(text(&log)))),
+                }
             }
         }
     }

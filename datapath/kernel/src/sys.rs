@@ -3,12 +3,14 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
+use std::sync::Once;
 
 use crate::attr::Command;
 
 /// Whether this system has bpf(2).
 pub(crate) const SUPPORTED: bool = true;
 
+pub(crate) const E2BIG: i32 = libc::E2BIG;
 pub(crate) const EINVAL: i32 = libc::EINVAL;
 pub(crate) const EEXIST: i32 = libc::EEXIST;
 pub(crate) const ENODEV: i32 = libc::ENODEV;
@@ -39,11 +41,32 @@ pub(crate) unsafe fn bpf<T>(command: Command, attr: &mut T) -> SysResult<i32> {
     check(result)
 }
 
-/// As [`bpf`], for commands that return a descriptor.
+/// Before Linux 5.11 maps and programs count as locked memory, of which a process may have 64 KiB: lifts that limit, or
+/// raises it as far as this process may. Later kernels do not look at it, so that a failure says nothing yet.
+fn lift_locked_memory() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let none = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: the kernel reads one live struct.
+        if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &none) } == 0 {
+            return;
+        }
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the kernel writes one live struct.
+        if unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) } == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            // SAFETY: the kernel reads one live struct.
+            let _ = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) };
+        }
+    });
+}
+
+/// As [`bpf`], for commands that return a descriptor: what they make may count as locked memory.
 ///
 /// # Safety
 /// As [`bpf`].
 pub(crate) unsafe fn bpf_fd<T>(command: Command, attr: &mut T) -> SysResult<OwnedFd> {
+    lift_locked_memory();
     // SAFETY: passed on to the caller.
     let fd = unsafe { bpf(command, attr) }?;
     // SAFETY: the kernel has just returned this descriptor, nobody else has it.

@@ -9,6 +9,7 @@ use crate::attr::Command;
 /// Whether this system has bpf(2).
 pub(crate) const SUPPORTED: bool = false;
 
+pub(crate) const E2BIG: i32 = 7;
 pub(crate) const EINVAL: i32 = 22;
 pub(crate) const EEXIST: i32 = 17;
 pub(crate) const ENODEV: i32 = 19;

@@ -1,16 +1,20 @@
 //! One guest: qemu, and virtiofsd that shares the machine's root with it. The guest's output comes through ports of their
 //! own (virtio-serial, a Unix socket each); its console is kept in a file, for boots that fail.
 
+use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{self, Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+
+/// What names of folders begin with; the process's number follows.
+const PREFIX: &str = "weir-vm-";
 
 /// What to start.
 pub struct Plan<'a> {
@@ -82,7 +86,9 @@ impl Drop for Process {
 
 /// Runs a guest to its end.
 pub fn run(plan: &Plan<'_>) -> Result<End> {
-    let folder = tempfile::Builder::new().prefix("weir-vm-").tempdir().context("making a folder")?;
+    remove_left()?;
+    let prefix = format!("{PREFIX}{}-", process::id());
+    let folder = tempfile::Builder::new().prefix(&prefix).tempdir().context("making a folder")?;
     let path = |name: &str| folder.path().join(name);
     fs::write(path("initramfs"), plan.initramfs).context("writing the first root")?;
     let control = UnixListener::bind(path("control"))?;
@@ -208,6 +214,20 @@ fn start_qemu(plan: &Plan<'_>, folder: &Path) -> Result<Process> {
         .spawn()
         .context("starting qemu")?;
     Ok(Process(qemu))
+}
+
+/// Removes what runs left that were ended by a signal.
+fn remove_left() -> Result<()> {
+    for entry in fs::read_dir(env::temp_dir())? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).map(|(process, _)| process);
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            // Another run may be faster.
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+    Ok(())
 }
 
 /// A command that ends when this process does, however that ends.

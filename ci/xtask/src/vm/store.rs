@@ -5,6 +5,7 @@
 use std::env;
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -61,6 +62,8 @@ impl Store {
             run(Command::new("dpkg-deb").arg("-x").arg(archive).arg(fresh.path()))?;
         }
         finish(fresh.path()).with_context(|| format!("preparing {set}"))?;
+        // Whoever fills the cache as root is not the only one to read it.
+        fs::set_permissions(fresh.path(), fs::Permissions::from_mode(0o755))?;
         let fresh = fresh.keep();
         if let Err(error) = fs::rename(&fresh, &tree) {
             fs::remove_dir_all(&fresh)?;
