@@ -69,6 +69,11 @@ fuzz() {
     fi
 }
 
+# A million flows through random clusters on the bytecode, against a reading of the API texts.
+oracle() {
+    WEIR_CLUSTERS=1800 cargo test --locked --release -p conformance --test policy_packets -- --nocapture packets
+}
+
 # Every lab: real agents and sockets in network namespaces, beside the simulator. As root; `list` says what else is missing.
 labs() {
     local lab=(cargo run --locked --release -p netns-lab --)
@@ -90,7 +95,7 @@ kills() {
     fi
 }
 
-all=(install fmt clippy tidy tests object matrix fuzz labs kills skips)
+all=(install fmt clippy tidy tests object matrix fuzz oracle labs kills skips)
 
 # --- running them -----------------------------------------------------------------------------------------------------
 
