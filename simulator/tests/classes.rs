@@ -19,13 +19,12 @@ fn seeds() -> Vec<u64> {
 
 /// Pods twice or three times, under other names, so that there are some that are alike.
 fn replicas(documents: &mut Vec<String>, random: &mut Random) {
+    let originals: Vec<String> = documents.iter().filter(|text| text.contains("kind: Pod")).cloned().collect();
     for copy in 0..1 + random.below(2) {
-        let more = documents.iter().filter(|text| text.contains("kind: Pod")).map(|text| {
+        for text in &originals {
             let (head, tail) = text.split_once("{name: n").unwrap();
-            format!("{head}{{name: r{copy}{tail}")
-        });
-        let more: Vec<String> = more.collect();
-        documents.extend(more);
+            documents.push(format!("{head}{{name: r{copy}{tail}"));
+        }
     }
 }
 

@@ -209,9 +209,12 @@ fn wrong_calls_and_lists_are_exit_code_2() {
         (&["diff", "--before", "old", "--after", "new", "--allow", "nowhere"], "nowhere: "),
         (
             &["diff", "--before", "old", "--after", "new", "--allow", "list"],
-            "list:1: expected `allow|deny FROM TO PORT`",
+            "list:1: expected `allow|deny|redirect|audit FROM TO PORT`",
         ),
-        (&["diff", "--before", "old", "--after", "new", "--allow", "list"], "list:2: `close`: must be allow or deny"),
+        (
+            &["diff", "--before", "old", "--after", "new", "--allow", "list"],
+            "list:2: `close`: must be allow, deny, redirect or audit",
+        ),
         (&["diff", "--before", "old", "--after", "new", "--allow", "list"], "list:3: port `80/IP`: must be"),
     ] {
         let output = weir_sim(&folder, arguments);

@@ -227,6 +227,27 @@ const CASES: &[(&str, &str, &str, u64, &str)] = &[
         "which a CIDR of a Cilium policy never selects",
     ),
     (
+        "cidr-covers-cluster",
+        CILIUM,
+        "  endpointSelector: {}\n  egress:\n    - toCIDRSet: [{cidrGroupRef: own}]\n---\napiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: own}\nspec: {externalCIDRs: [192.168.5.0/24]}\n",
+        7,
+        "group own: 192.168.5.0/24 holds 0 pods and 1 nodes of this cluster",
+    ),
+    (
+        "selector-contradicts",
+        KUBERNETES,
+        "  podSelector: {}\n  ingress:\n    - from:\n        - podSelector: {matchExpressions: [{key: app, operator: Exists}, {key: app, operator: DoesNotExist}]}\n",
+        8,
+        "asks for pods with",
+    ),
+    (
+        "rules-ignored",
+        KUBERNETES,
+        "  podSelector: {}\n  policyTypes: [Egress]\n  ingress: [{}, {}]\n",
+        1,
+        "has 2 ingress rules, but policyTypes does not name ingress",
+    ),
+    (
         "cidr-covers-everything",
         KUBERNETES,
         "  podSelector: {}\n  ingress:\n    - from: [{ipBlock: {cidr: 0.0.0.0/0}}]\n",

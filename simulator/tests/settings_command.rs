@@ -75,8 +75,8 @@ fn folder(name: &str) -> PathBuf {
 
 fn rows(folder: &Path, more: &[&str]) -> Vec<String> {
     let output = weir_sim(folder, &[&["matrix", "cluster.yaml", "policy.yaml", "--json"], more].concat());
-    let json: Value = serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|_| panic!("{more:?}: {}", String::from_utf8_lossy(&output.stderr)));
+    assert!(output.status.success(), "{more:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     json["tables"][0]["rows"].as_array().unwrap().iter().map(|row| row.as_str().unwrap().to_owned()).collect()
 }
 

@@ -88,7 +88,7 @@ fn all_steps(scenario: &Scenario, options: &Options, trace: bool, report: &mut R
         report.probes += u64::from(probe.repeat);
         report.failed += probed.wrong();
         if let Some(wrong) = probed.first_wrong {
-            let failed = failed(done.number, done.step, probe, probed.probe.protocol, wrong);
+            let failed = failed(done.number, done.step, probe, probed.probe.protocol, *wrong);
             report.failures.push(Failed { engine: options.engine, ..failed });
         }
     }
@@ -136,7 +136,7 @@ pub struct Probed {
     /// Whether each was as expected.
     pub met: Vec<bool>,
     /// The first that was not.
-    pub first_wrong: Option<Wrong>,
+    pub first_wrong: Option<Box<Wrong>>,
 }
 
 /// A flow that ended otherwise than expected.
@@ -226,7 +226,7 @@ impl<'a> Runner<'a> {
             let met = meets(&got, &probe.expect);
             if !met && probed.first_wrong.is_none() {
                 let trail = trail.iter().map(|hop| hop_line(cluster, hop)).collect();
-                probed.first_wrong = Some(Wrong { got, trail });
+                probed.first_wrong = Some(Box::new(Wrong { got, trail }));
             }
             probed.outcomes.push(outcome);
             probed.met.push(met);
