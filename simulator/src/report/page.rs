@@ -5,8 +5,8 @@
 //!
 //! Shape of the data: `endpoints` `[namespace, name, set of ingress, set of egress]`; `sets` of `policies` that isolate;
 //! `lines` `[text, whether the set of the endpoint belongs to it]`; `reasons` `[verdict (1 allow, 0 deny, 2 redirect, 3
-//! audit), how it ended unless a policy explains it, egress line or null, ingress line or null]`; `tables` with one string for each sender: runs `REASON` or
-//! `REASON*COUNT` in base 36, separated by blanks, `.` for what was not asked.
+//! audit), how it ended unless a policy explains it, egress line or null, ingress line or null]`; `tables` with one
+//! string for each sender: runs `REASON` or `REASON*COUNT` in base 36, separated by blanks, `.` for what was not asked.
 
 use std::collections::BTreeMap;
 

@@ -1,11 +1,12 @@
 //! Cluster scenarios: YAML with Kubernetes objects and steps, read strictly and run on the simulated cluster.
 //!
 //! A file has one document of `kind: Scenario`; every other document in it is an object of the cluster, as are those of
-//! the files and folders in `manifests`: `List` objects and whole dumps (`kubectl get … -o yaml`) too. `apply` and `delete` take lists of files, folders and objects; an object to be
-//! deleted needs no more than apiVersion, kind and metadata. `config` knows `routingMode` (tunnel, native),
-//! `tunnelProtocol` (vxlan, geneve), `ipv4` and `ipv6` (families that are filled in where the input has no addresses), and how
-//! policies are read: `policyEnforcement` (default, always, never), `hostFirewall`, `clusterName`, `cidrMatch` (a list of
-//! nodes and pods), `identityLabels` (a list of patterns), `dnsNames` (addresses that names had in answers of DNS, by name).
+//! the files and folders in `manifests`: `List` objects and whole dumps (`kubectl get … -o yaml`) too. `apply` and
+//! `delete` take lists of files, folders and objects; an object to be deleted needs no more than apiVersion, kind and
+//! metadata. `config` knows `routingMode` (tunnel, native), `tunnelProtocol` (vxlan, geneve), `ipv4` and `ipv6` (families
+//! that are filled in where the input has no addresses), and how policies are read: `policyEnforcement` (default, always,
+//! never), `hostFirewall`, `clusterName`, `cidrMatch` (a list of nodes and pods), `identityLabels` (a list of patterns),
+//! `dnsNames` (addresses that names had in answers of DNS, by name).
 //!
 //! A probe by name is over IPv4 where both ends have it, else over IPv6; `family: IPv6` asks for the other. An address
 //! decides by itself. `world` is one host outside. `expect` is one of these, where `at` may be left out:
