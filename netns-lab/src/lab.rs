@@ -137,7 +137,7 @@ pub fn up(lab: &Lab, run: Run) -> Result<World> {
             let documents = Documents::new(&scenario.documents);
             (runner.cluster().model().clone(), text_of(&documents, runner.cluster().model())?, scenario.config.clone())
         }
-        Task::Check(check, model) => (model, check.cluster.to_owned(), Topology::default().config),
+        Task::Check(check, model) => (model, check.cluster.to_owned(), lab.topology.adapt(Topology::default().config)),
     };
     World::build(run, &model, &text, Topology { config, ..lab.topology.clone() })
 }
@@ -158,7 +158,8 @@ impl<'a> Session<'a> {
                 continue;
             }
             match load(file).map_err(anyhow::Error::from).and_then(|scenario| Ok((start_model(&scenario)?, scenario))) {
-                Ok((model, scenario)) => {
+                Ok((model, mut scenario)) => {
+                    scenario.config = lab.topology.adapt(scenario.config);
                     keyed.push((model, scenario.config.clone(), Task::Scenario(Box::new(scenario))))
                 }
                 Err(error) => {
@@ -177,11 +178,12 @@ impl<'a> Session<'a> {
         };
         for check in &lab.checks {
             let model = Model::parse(&[(check.name.to_owned(), check.cluster.to_owned())], Settings::default());
-            let task = model.map(|model| (model.clone(), Topology::default().config, Task::Check(check, model)));
+            let config = lab.topology.adapt(Topology::default().config);
+            let task = model.map(|model| (model.clone(), config, Task::Check(check, model)));
             keyed.extend(special(check.name, task.map_err(anyhow::Error::from)));
         }
         if !lab.matrix.is_empty() {
-            let scenario = matrix_scenario(&lab.matrix);
+            let scenario = matrix_scenario(&lab.matrix, lab.topology.adapt(Topology::default().config));
             let task = scenario.and_then(|scenario| Ok((start_model(&scenario)?, scenario.config.clone(), scenario)));
             match task {
                 Ok((model, config, scenario)) => {
@@ -322,7 +324,8 @@ impl<'a> Session<'a> {
     }
 
     fn check(&mut self, check: &Check, model: &Model, finished: &mut Finished) -> Result<()> {
-        let world = self.world(model, check.cluster, Topology::default().config)?;
+        let config = self.lab.topology.adapt(Topology::default().config);
+        let world = self.world(model, check.cluster, config)?;
         let mut report = Report::default();
         (check.look)(world, &mut report)?;
         for (what, wrong) in report.checks() {
@@ -415,7 +418,7 @@ fn start_model(scenario: &Scenario) -> Result<Model> {
 }
 
 /// Manifests as a scenario without steps.
-fn matrix_scenario(files: &[PathBuf]) -> Result<Scenario> {
+fn matrix_scenario(files: &[PathBuf], config: Config) -> Result<Scenario> {
     let mut documents = Vec::new();
     for file in files {
         let shown = file.display().to_string();
@@ -430,7 +433,7 @@ fn matrix_scenario(files: &[PathBuf]) -> Result<Scenario> {
         source: None,
         objects: report.finish(objects)?,
         documents,
-        config: Topology::default().config,
+        config,
         steps: Vec::new(),
     })
 }

@@ -24,6 +24,7 @@ use agent_core::yaml::{self, Node, Value};
 use agent_core::{InputErrors, Model};
 use anyhow::{Context as _, Result, ensure};
 use simulator::cluster::scenario::{Config, manifest_files};
+use simulator::cluster::tunnel::Protocol;
 
 use crate::checks::{self, Check};
 
@@ -50,17 +51,25 @@ pub struct Topology {
     pub agent: Vec<(String, String)>,
     /// Settings that scenarios give.
     pub config: Config,
+    /// What tunnels speak in this lab, whatever scenarios say: `tunnel-protocol` of `agent`.
+    pub protocol: Option<Protocol>,
 }
 
 impl Default for Topology {
     fn default() -> Self {
         let config = Config::default();
         // A lab has few flows, and its maps are made anew for every node.
-        Self { segments: Vec::new(), agent: vec![("flows".to_owned(), "16384".to_owned())], config }
+        Self { segments: Vec::new(), agent: vec![("flows".to_owned(), "16384".to_owned())], config, protocol: None }
     }
 }
 
 impl Topology {
+    /// The settings of a scenario, with what this lab's tunnels speak.
+    #[must_use]
+    pub fn adapt(&self, config: Config) -> Config {
+        Config { tunnel: config.tunnel.map(|protocol| self.protocol.unwrap_or(protocol)), ..config }
+    }
+
     /// The segments of these nodes.
     ///
     /// # Errors
@@ -223,7 +232,7 @@ impl Reader {
                 lab.topology.segments.extend(self.segment(&segment));
             }
             if let Some(agent) = spec.get("agent") {
-                self.agent(&agent, &mut lab.topology.agent);
+                self.agent(&agent, &mut lab.topology);
             }
             for item in self.items(&mut spec, "scenarios") {
                 lab.scenarios.extend(self.files(&item));
@@ -274,8 +283,17 @@ impl Reader {
     }
 
     /// Settings of the agent, which says itself what is wrong with them.
-    fn agent(&mut self, field: &Field<'_>, settings: &mut Vec<(String, String)>) {
+    fn agent(&mut self, field: &Field<'_>, topology: &mut Topology) {
+        let settings = &mut topology.agent;
         for (name, _, value) in field.entries(&mut self.report) {
+            if name == "tunnel-protocol" {
+                let found = value.string(&mut self.report).map(Protocol::from_name);
+                topology.protocol = found.flatten();
+                if found == Some(None) {
+                    value.invalid(&mut self.report, "must be vxlan or geneve");
+                }
+                continue;
+            }
             let Some(text) = toml(value.node) else {
                 value.invalid(&mut self.report, "must be a number, true, false, a string, or a list of strings");
                 continue;

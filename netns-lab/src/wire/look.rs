@@ -94,8 +94,9 @@ fn overlay(world: &World, report: &mut Report, ipv6: bool) -> Result<()> {
         };
         let nodes = (cluster::underlay(world, from.node_name)?, cluster::underlay(world, to.node_name)?);
         let macs = macs(d, &to).with_context(|| format!("{} sent nothing", to.name))?;
-        let expected = Expected { identity: cluster::identity(world, &from)?, nodes, macs };
-        let name = format!("{}: {} to {} over VXLAN", family(ipv6), from.name, to.name);
+        let protocol = world.topology().config.tunnel.context("a lab without a tunnel")?;
+        let expected = Expected { protocol, identity: cluster::identity(world, &from)?, nodes, macs };
+        let name = format!("{}: {} to {} over {}", family(ipv6), from.name, to.name, protocol.name());
         note(report, &name, &all, tunnel::judge(&journey, &expected));
     }
     Ok(())

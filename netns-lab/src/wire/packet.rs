@@ -1,21 +1,18 @@
-//! Frames, read strictly: every length must fit and every checksum must be right, also inside VXLAN.
+//! Frames, read strictly: every length must fit and every checksum must be right, also inside tunnels.
 //!
-//! Headers are those of etherparse; VXLAN is RFC 7348. Checksums: RFC 791, 9293, 768, 792, 4443, 8200; a UDP checksum of
+//! Headers are those of etherparse; VXLAN is RFC 7348, Geneve RFC 8926. Checksums: RFC 791, 9293, 768, 792, 4443, 8200; a UDP checksum of
 //! zero means none over IPv4, and over IPv6 only in front of a tunnel (RFC 6935).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::checksum::Sum16BitWords;
 use etherparse::{LinkSlice, NetSlice, SlicedPacket, TransportSlice};
+use simulator::cluster::tunnel::Protocol;
 
 use crate::capture::Frame;
 
-/// UDP port of weir's tunnel.
-pub const VXLAN_PORT: u16 = 8472;
 /// Bytes of an Ethernet header.
 const ETHERNET: usize = 14;
-/// Bytes of a VXLAN header.
-const VXLAN: usize = 8;
 /// IANA number.
 const UDP: u8 = 17;
 
@@ -62,15 +59,15 @@ pub struct Ip {
     pub len: usize,
 }
 
-/// What is inside a tunnel packet.
+/// A tunnel packet: what it speaks, and what is inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Vxlan<'a> {
+pub struct Tunnelled<'a> {
+    /// By the UDP port.
+    pub protocol: Protocol,
     /// UDP source port.
     pub port: u16,
-    /// The first word: flags and reserved bits.
-    pub flags: u32,
-    /// The last byte, which is reserved.
-    pub reserved: u8,
+    /// The tunnel's own header, without options.
+    pub header: [u8; 8],
     /// 24 bits.
     pub vni: u32,
     /// From its Ethernet header to the end.
@@ -207,17 +204,18 @@ impl<'a> Packet<'a> {
         }
     }
 
-    /// What is in the tunnel, if it is a packet of the tunnel.
+    /// What is in the tunnel, if it is a packet of a tunnel.
     #[must_use]
-    pub fn vxlan(&self) -> Option<Vxlan<'a>> {
+    pub fn tunnelled(&self) -> Option<Tunnelled<'a>> {
         let (port, to, payload) = self.udp()?;
-        if to != VXLAN_PORT {
-            return None;
-        }
-        let (header, inner) = payload.split_at_checked(VXLAN)?;
-        let &[a, b, c, d, e, f, g, reserved] = header else { return None };
-        let (flags, vni) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([0, e, f, g]));
-        Some(Vxlan { port, flags, reserved, vni, inner })
+        let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.port() == to)?;
+        let (&header, rest) = payload.split_first_chunk::<8>()?;
+        let [first, _, _, _, a, b, c, _] = header;
+        let options = match protocol {
+            Protocol::Vxlan => 0,
+            Protocol::Geneve => usize::from(first & 0x3f) * 4,
+        };
+        Some(Tunnelled { protocol, port, header, vni: u32::from_be_bytes([0, a, b, c]), inner: rest.get(options..)? })
     }
 
     /// Looks at every checksum, also inside the tunnel.
@@ -241,7 +239,9 @@ impl<'a> Packet<'a> {
                 sums.transports += 1;
             }
             Some(TransportSlice::Udp(udp)) if udp.checksum() == 0 => {
-                if ip.source.is_ipv6() && udp.destination_port() != VXLAN_PORT {
+                if ip.source.is_ipv6()
+                    && Protocol::ALL.into_iter().all(|protocol| protocol.port() != udp.destination_port())
+                {
                     return Err(Wrong::NoChecksum);
                 }
                 sums.none += 1;
@@ -260,8 +260,8 @@ impl<'a> Packet<'a> {
             }
             Some(TransportSlice::Igmp(_)) | None => {}
         }
-        if let Some(vxlan) = self.vxlan() {
-            sums += Packet::read(vxlan.inner)?.verify()?;
+        if let Some(tunnelled) = self.tunnelled() {
+            sums += Packet::read(tunnelled.inner)?.verify()?;
         }
         Ok(sums)
     }
@@ -311,7 +311,8 @@ fn checksum(of: &'static str, begun: Sum16BitWords, bytes: &[u8], at: usize) -> 
 /// A packet of UDP through the tunnel, or not: for what is only counted.
 #[must_use]
 pub fn is_tunnel(frame: &[u8]) -> bool {
-    Packet::read(frame).is_ok_and(|packet| packet.ip().is_some_and(|ip| ip.protocol == UDP) && packet.vxlan().is_some())
+    Packet::read(frame)
+        .is_ok_and(|packet| packet.ip().is_some_and(|ip| ip.protocol == UDP) && packet.tunnelled().is_some())
 }
 
 #[cfg(test)]
@@ -349,7 +350,7 @@ mod tests {
         payload.extend_from_slice(inner);
         let mut frame = Vec::new();
         let builder = PacketBuilder::ethernet2([4; 6], [6; 6]).ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64);
-        builder.udp(50_000, VXLAN_PORT).write(&mut frame, &payload).unwrap();
+        builder.udp(50_000, Protocol::Vxlan.port()).write(&mut frame, &payload).unwrap();
         frame[40..42].fill(0);
         frame
     }
@@ -425,9 +426,9 @@ mod tests {
         let inner = &frames()[0];
         let frame = wrapped(inner, 0x0001_2345);
         let packet = Packet::read(&frame).unwrap();
-        let vxlan = packet.vxlan().unwrap();
-        assert_eq!((vxlan.port, vxlan.flags, vxlan.vni, vxlan.reserved), (50_000, 0x0800_0000, 0x0001_2345, 0));
-        assert_eq!(vxlan.inner, inner);
+        let found = packet.tunnelled().unwrap();
+        assert_eq!((found.protocol, found.port, found.vni), (Protocol::Vxlan, 50_000, 0x0001_2345));
+        assert_eq!((found.header, found.inner), ([8, 0, 0, 0, 1, 0x23, 0x45, 0], inner.as_slice()));
         assert!(is_tunnel(&frame) && !is_tunnel(inner));
     }
 }

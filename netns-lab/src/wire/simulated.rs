@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use pcap_file::pcapng::{Block, PcapNgReader};
-use simulator::cluster::{self as simulated, Cluster, Options, Party, Protocol};
+use simulator::cluster::tunnel::{self, Outer, TunnelKey};
+use simulator::cluster::{self as simulated, Cluster, Options, Party, Protocol, frame};
 
 use crate::capture::{Capture, Way};
 use crate::report::Report;
@@ -23,8 +24,12 @@ use crate::wire::traffic::{self, PATIENCE};
 use crate::world::World;
 
 const ETHERNET: usize = 14;
-/// The outer UDP and VXLAN headers.
+/// The outer UDP header and the tunnel's.
 const TUNNEL: usize = 16;
+/// `BPF_F_ZERO_CSUM_TX`: what weir asks for over IPv4.
+const NO_CHECKSUM: u64 = 2;
+/// Traffic classes that are sent besides: ECT(0), ECT(1), congestion experienced, expedited forwarding.
+const CLASSES: [u8; 4] = [2, 1, 3, 0xb8];
 
 /// Compares a request and an answer of every protocol.
 ///
@@ -49,8 +54,10 @@ fn frames(world: &World, protocol: Protocol, ipv6: bool) -> Result<Vec<Vec<u8>>>
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let folder = std::env::temp_dir().join(format!("weir-lab-simulated-{}-{number}", std::process::id()));
     let _gone = Gone(folder.clone());
-    let mut cluster =
-        Cluster::new(world.model().clone(), Options { pcap: Some(folder.clone()), ..Options::default() })?;
+    let mut cluster = Cluster::new(
+        world.model().clone(),
+        Options { pcap: Some(folder.clone()), tunnel: world.topology().config.tunnel, ..Options::default() },
+    )?;
     let wanted = if ipv6 { simulated::Family::Ipv6 } else { simulated::Family::Ipv4 };
     let party = |name: &str| {
         let pod = world.model().pods().values().find(|pod| pod.name.to_string() == name);
@@ -89,25 +96,46 @@ fn read(path: &Path) -> Result<Vec<Vec<u8>>> {
 fn compare(near: &Pod<'_>, far: &Pod<'_>, frames: &[Vec<u8>]) -> Result<String> {
     ensure!(frames.len() >= 2, "the simulator sent {} packets", frames.len());
     let mut looked = 0;
-    for wanted in frames {
-        let inner = Packet::read(wanted)?.vxlan().context("not in the tunnel")?.inner;
+    let mut all = Vec::new();
+    for frame in frames {
+        all.push(frame.clone());
+        for class in CLASSES {
+            all.push(with_class(frame, class)?);
+        }
+    }
+    for wanted in &all {
+        let inner = Packet::read(wanted)?.tunnelled().context("not in the tunnel")?.inner;
         let source = Packet::read(inner)?.ip().context("no IP packet in the tunnel")?.source;
         let (from, to) = if source == near.address { (near, far) } else { (far, near) };
         let mut pod = Capture::start(from.place, "eth0")?;
         let mut node = Capture::start(from.node, "eth0")?;
         let macs = macs(&mut pod, from, to)?;
         let mut sent = inner.to_vec();
-        simulator::cluster::frame::set_macs(&mut sent, macs.1, macs.0);
+        frame::set_macs(&mut sent, macs.1, macs.0);
         pod.send(&sent)?;
         let got = node.wait(PATIENCE, "what the simulator sent", |frame| {
-            let inside = Packet::read(&frame.bytes).ok().and_then(|packet| packet.vxlan());
-            frame.way == Way::Out && inside.is_some_and(|vxlan| vxlan.inner == sent)
+            let inside = Packet::read(&frame.bytes).ok().and_then(|packet| packet.tunnelled());
+            frame.way == Way::Out && inside.is_some_and(|tunnelled| tunnelled.inner == sent)
         })?;
         let (got, wanted) = (comparable(&got.completed())?, comparable(wanted)?);
         ensure!(got == wanted, "the kernel sends {got:02x?}, the simulator {wanted:02x?}");
         looked += got.len();
     }
-    Ok(format!("{} packets, {looked} bytes", frames.len()))
+    Ok(format!("{} packets, {looked} bytes", all.len()))
+}
+
+/// What the simulator's device makes of the same packet with another traffic class inside.
+fn with_class(frame: &[u8], class: u8) -> Result<Vec<u8>> {
+    let outer = Packet::read(frame)?;
+    let (ip, inside) = (outer.ip().context("no IP packet")?, outer.tunnelled().context("not in the tunnel")?);
+    let (mut data, mut scratch) = (inside.inner.to_vec(), Vec::new());
+    frame::set_class(&mut data, class);
+    let flags = if ip.source.is_ipv4() { NO_CHECKSUM } else { 0 };
+    let key = TunnelKey { id: inside.vni, remote: ip.destination, ttl: ip.hops, flags, ..TunnelKey::default() };
+    let (from, to) = outer.macs().context("no Ethernet header")?;
+    let outer = Outer { to, from, source: ip.source, id: 0 };
+    tunnel::encapsulate(inside.protocol, &mut data, &mut scratch, &key, &outer).context("not encapsulated")?;
+    Ok(data)
 }
 
 /// A pod's own Ethernet address and its gateway's, from what it sends.

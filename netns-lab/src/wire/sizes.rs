@@ -168,8 +168,8 @@ fn uncut(frames: &[Frame], mtu: usize) -> Result<(), String> {
     outer_uncut(frames)?;
     for frame in frames {
         let Ok(packet) = Packet::read(&frame.bytes) else { continue };
-        let inner = match packet.vxlan() {
-            Some(vxlan) => Packet::read(vxlan.inner).map_err(|wrong| wrong.to_string())?,
+        let inner = match packet.tunnelled() {
+            Some(tunnelled) => Packet::read(tunnelled.inner).map_err(|wrong| wrong.to_string())?,
             None => packet,
         };
         let Some(ip) = inner.ip() else { continue };

@@ -97,7 +97,7 @@ pub fn select(frames: &[Frame], way: Way, wanted: impl Fn(&Ip) -> bool) -> Vec<&
 /// Frames of one way that carry such packets through the tunnel.
 pub fn select_inside(frames: &[Frame], way: Way, wanted: impl Fn(&Ip) -> bool) -> Vec<&Frame> {
     let inside = |bytes: &[u8]| -> Option<Ip> {
-        let inner = Packet::read(bytes).ok()?.vxlan()?.inner;
+        let inner = Packet::read(bytes).ok()?.tunnelled()?.inner;
         Packet::read(inner).ok()?.ip()
     };
     let right = |frame: &&Frame| frame.way == way && inside(&frame.bytes).is_some_and(|ip| wanted(&ip));

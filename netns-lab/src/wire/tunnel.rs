@@ -10,6 +10,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use simulator::cluster::tunnel::Protocol;
 
 use crate::capture::Frame;
 use crate::wire::packet::{Mac, Packet, Sums, verify};
@@ -19,14 +22,22 @@ use crate::wire::taps::Found;
 pub const OUTER_HOPS: u8 = 64;
 /// Hops that weir takes off a packet on its way to a pod.
 pub const HOPS_TAKEN: u8 = 1;
-/// The default `net.ipv4.ip_local_port_range`.
-const PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
-/// The VXLAN header's first word: the VNI is valid, all else is reserved.
-const VNI_VALID: u32 = 0x0800_0000;
+
+/// Outer source ports that the kernel uses, and the header around the VNI: of VXLAN flags (the VNI is valid) and reserved
+/// bits; of Geneve version 0 without options and flags, Ethernet inside, and a reserved byte.
+const fn rules(protocol: Protocol) -> (RangeInclusive<u16>, [u8; 5]) {
+    match protocol {
+        // The default `net.ipv4.ip_local_port_range`.
+        Protocol::Vxlan => (32_768..=60_999, [8, 0, 0, 0, 0]),
+        Protocol::Geneve => (1..=65_534, [0, 0, 0x65, 0x58, 0]),
+    }
+}
 
 /// What must be on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
+    /// What tunnels speak.
+    pub protocol: Protocol,
     /// The sender's identity.
     pub identity: u32,
     /// Addresses of the nodes, sender's first.
@@ -64,14 +75,14 @@ pub fn judge(journey: &Journey<'_>, expected: &Expected) -> Found {
         let packet = Packet::read(&bytes).map_err(|wrong| wrong.to_string())?;
         outer(&packet, expected)?;
         sums += packet.verify().map_err(|wrong| format!("on the wire: {wrong}"))?;
-        let vxlan = packet.vxlan().ok_or("no VXLAN header")?;
-        if sent.get_mut(vxlan.inner).and_then(VecDeque::pop_front).is_none() {
-            return Err(format!("in the tunnel is what nobody sent: {:02x?}", vxlan.inner));
+        let tunnelled = packet.tunnelled().ok_or("no tunnel header")?;
+        if sent.get_mut(tunnelled.inner).and_then(VecDeque::pop_front).is_none() {
+            return Err(format!("in the tunnel is what nobody sent: {:02x?}", tunnelled.inner));
         }
-        let flow = flow(vxlan.inner).ok_or("in the tunnel is no IP packet")?;
-        let port = ports.entry(flow).or_insert(vxlan.port);
-        if *port != vxlan.port {
-            return Err(format!("outer source ports {port} and {} of one flow {flow:?}", vxlan.port));
+        let flow = flow(tunnelled.inner).ok_or("in the tunnel is no IP packet")?;
+        let port = ports.entry(flow).or_insert(tunnelled.port);
+        if *port != tunnelled.port {
+            return Err(format!("outer source ports {port} and {} of one flow {flow:?}", tunnelled.port));
         }
     }
     let missing: usize = sent.values().map(VecDeque::len).sum();
@@ -122,7 +133,7 @@ pub fn received(sent: &[&Frame], received: &[&Frame], macs: (Mac, Mac)) -> Resul
 
 fn outer(packet: &Packet<'_>, expected: &Expected) -> Result<(), String> {
     let ip = packet.ip().ok_or("no outer IP header")?;
-    let vxlan = packet.vxlan().ok_or("no VXLAN header")?;
+    let tunnelled = packet.tunnelled().ok_or("no tunnel header")?;
     let (from, to) = expected.nodes;
     if (ip.source, ip.destination) != (from, to) {
         return Err(format!("outer addresses {} > {} instead of {from} > {to}", ip.source, ip.destination));
@@ -136,14 +147,19 @@ fn outer(packet: &Packet<'_>, expected: &Expected) -> Result<(), String> {
     if ip.source.is_ipv4() && ip.whole {
         return Err("do-not-fragment is set in the outer header".to_owned());
     }
-    if !PORTS.contains(&vxlan.port) {
-        return Err(format!("outer source port {}", vxlan.port));
+    if tunnelled.protocol != expected.protocol {
+        return Err(format!("{} instead of {}", tunnelled.protocol.name(), expected.protocol.name()));
     }
-    if (vxlan.flags, vxlan.reserved) != (VNI_VALID, 0) {
-        return Err(format!("VXLAN flags {:#010x}, reserved {:#04x}", vxlan.flags, vxlan.reserved));
+    let (ports, header) = rules(tunnelled.protocol);
+    if !ports.contains(&tunnelled.port) {
+        return Err(format!("outer source port {}", tunnelled.port));
     }
-    if vxlan.vni != expected.identity {
-        return Err(format!("VNI {} instead of the sender's identity {}", vxlan.vni, expected.identity));
+    let [a, b, c, d, _, _, _, last] = tunnelled.header;
+    if [a, b, c, d, last] != header {
+        return Err(format!("tunnel header {:02x?}", tunnelled.header));
+    }
+    if tunnelled.vni != expected.identity {
+        return Err(format!("VNI {} instead of the sender's identity {}", tunnelled.vni, expected.identity));
     }
     let none = packet.verify().map_err(|wrong| format!("on the wire: {wrong}"))?.none;
     match (ip.source.is_ipv4(), none) {
@@ -233,6 +249,7 @@ mod tests {
     }
 
     const EXPECTED: Expected = Expected {
+        protocol: Protocol::Vxlan,
         identity: 256,
         nodes: (IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2))),
         macs: (GATEWAY, POD),

@@ -15,7 +15,7 @@
 
 use std::net::IpAddr;
 
-use simulator_vm::TunnelKey;
+pub use simulator_vm::TunnelKey;
 
 use super::ecn;
 use super::frame::{self, ETHERNET, Ip, MacBytes};
