@@ -4,15 +4,18 @@
 //! agents see a cluster of nodes only, so that nothing of the first is left for the second.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use agent_core::input::Report as InputReport;
 use agent_core::model::{Object, read_documents};
 use agent_core::{InputErrors, Model, Settings, yaml};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use datapath_kernel::TestNet;
 use simulator::cluster::matrix::{declared_ports, endpoints};
 use simulator::cluster::scenario::{Action, Config, Done, Runner, Scenario, load};
+use simulator::cluster::tunnel::Protocol;
 use simulator::cluster::{Cluster, Options};
 
 use crate::capture::{self, Capture};
@@ -111,8 +114,9 @@ pub fn run(lab: &Lab, how: &How, tell: &mut dyn FnMut(Told<'_>)) -> LabReport {
     let mut session = Session { lab, how, world: None, prober: Prober::default(), report, tell };
     let tasks = session.tasks();
     (session.tell)(Told::Begins(tasks.len()));
+    let missing = session.missing();
     for task in tasks {
-        session.task(&task);
+        session.task(&task, &missing);
     }
     session.take_down();
     session.report.took = began.elapsed();
@@ -210,11 +214,32 @@ impl<'a> Session<'a> {
         sorted.into_iter().map(|(_, task)| task).collect()
     }
 
-    fn task(&mut self, task: &Task<'_>) {
+    /// What the lab needs and this kernel does not have: `Ok(Some(line))` is a declared skip.
+    fn missing(&self) -> Result<Option<String>> {
+        if self.lab.topology.protocol != Some(Protocol::Geneve) {
+            return Ok(None);
+        }
+        let place = TestNet::new()?;
+        let _inside = place.enter()?;
+        let made = Command::new("ip").args(["link", "add", "probe", "type", "geneve", "external"]).output()?;
+        let said = String::from_utf8_lossy(&made.stderr);
+        match made.status.success() {
+            true => Ok(None),
+            false if said.contains("Unknown device type") => Ok(Some("skip: geneve: not in this kernel".to_owned())),
+            false => bail!("making a geneve device: {said}"),
+        }
+    }
+
+    fn task(&mut self, task: &Task<'_>, missing: &Result<Option<String>>) {
         let began = Instant::now();
         let mut finished = Finished { name: task_name(task), ..Finished::default() };
         (self.tell)(Told::Does(&format!("{}: {}", self.lab.name, finished.name)));
         let ended = match task {
+            _ if missing.is_err() => missing.as_ref().map(|_| ()).map_err(|error| anyhow!("{error:#}")),
+            _ if let Ok(Some(line)) = missing => {
+                finished.skipped = Some(line.clone());
+                Ok(())
+            }
             Task::Scenario(scenario) => match too_long(scenario) {
                 Some(reason) => {
                     finished.skipped = Some(reason);

@@ -160,6 +160,43 @@ fn the_way_of_routing_can_be_changed_at_a_restart() {
     }
 }
 
+/// On a kernel with Geneve devices pods reach each other over them; on any other the agent says so in one line, is not
+/// healthy, and takes no pod.
+#[test]
+fn geneve_is_another_tunnel_or_a_clear_refusal() {
+    let Some(mut lab) = lab("rg", "") else { return };
+    let probe = |action: &str| {
+        let words = ["link", action, "probe", "type", "geneve", "external"];
+        std::process::Command::new("ip").args(words).stderr(std::process::Stdio::null()).status().unwrap().success()
+    };
+    let has_geneve = lab.c.inside(|| probe("add") && probe("del"));
+    for node in &mut lab.nodes {
+        node.kill();
+        node.configure("tunnel-protocol = 'geneve'");
+        node.start();
+    }
+    let links = |lab: &Lab| lab.nodes[0].shows("ip", &["-br", "link"]);
+    if has_geneve {
+        connected(&mut lab);
+        let found = links(&lab);
+        assert!(found.contains("weir_geneve") && !found.contains("weir_vxlan"), "{found}");
+        let status = lab.nodes[0].ask(r#"{"request":"status"}"#);
+        assert_eq!(status["ok"]["tunnel_protocol"], json!("geneve"), "{status}");
+    } else {
+        lab.nodes[0].wait_for("this kernel has no geneve devices: load its module `geneve`, or set tunnel-protocol");
+        let status = lab.nodes[0].ask(r#"{"request":"status"}"#);
+        assert_eq!(status["ok"]["healthy"], json!(false), "{status}");
+    }
+    for node in &mut lab.nodes {
+        node.kill();
+        node.configure("");
+        node.start();
+    }
+    connected(&mut lab);
+    let found = links(&lab);
+    assert!(found.contains("weir_vxlan") && !found.contains("weir_geneve"), "{found}");
+}
+
 #[test]
 fn a_route_that_cannot_be_made_is_said_and_others_are_made() {
     let Some(mut lab) = lab("re", "routing-mode = 'native'") else { return };
