@@ -17,6 +17,7 @@ use simulator::cluster::matrix::{declared_ports, endpoints};
 use simulator::cluster::scenario::{Action, Config, Done, Runner, Scenario, load};
 use simulator::cluster::tunnel::Protocol;
 use simulator::cluster::{Cluster, Options};
+use simulator::manifests::PassedOver;
 
 use crate::capture::{self, Capture};
 use crate::checks::Check;
@@ -458,6 +459,7 @@ fn matrix_scenario(files: &[PathBuf], config: Config) -> Result<Scenario> {
         source: None,
         objects: report.finish(objects)?,
         documents,
+        passed: PassedOver::default(),
         config,
         steps: Vec::new(),
     })
