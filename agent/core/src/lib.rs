@@ -39,12 +39,16 @@ pub mod policy;
 pub mod prefix;
 pub mod yaml;
 
-pub use desired::{Desired, DesiredError, Limits, LocalEndpoint, Plan, ReconcileError, Snapshot, reconcile};
+pub use desired::{
+    Desired, DesiredError, Limits, LocalEndpoint, NodeMaps, Plan, ReconcileError, Snapshot, reconcile, reconcile_known,
+};
 pub use identity::{IdentityAllocator, IdentityError, Owner};
 pub use input::{InputError, InputErrors, Problem};
 pub use labels::{Labels, Selector};
 pub use map::Map;
 pub use model::{Model, Settings};
-pub use policy::{Attempt, Compiled, Direction, Flow, Part, PolicyRef, RuleId, RuleInfo, RuleOrigin, RuleTable};
+pub use policy::{
+    Attempt, Changes, Compiled, Direction, Flow, Part, PolicyRef, RuleId, RuleInfo, RuleOrigin, RuleTable,
+};
 pub use prefix::Prefix;
 pub use yaml::Position;

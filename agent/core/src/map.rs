@@ -239,7 +239,8 @@ impl<K: Ord, V: PartialEq> Map<K, V> {
                     Ordering::Less => return ours.next().map(|(key, own)| (key, Some(own), None)),
                     Ordering::Greater => return theirs.next().map(|(key, other)| (key, None, Some(other))),
                     Ordering::Equal => {
-                        (ours.next(), theirs.next());
+                        ours.next();
+                        theirs.next();
                         if own != other {
                             return Some((key, Some(own), Some(other)));
                         }

@@ -1,6 +1,7 @@
 //! What the maps of one node should hold: a pure function of the compiled cluster and the node's own endpoints.
 
 mod dump;
+mod node;
 mod plan;
 mod pressure;
 mod reconcile;
@@ -8,17 +9,18 @@ mod reconcile;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use datapath_abi::{Addr4, Addr6, CidrKey4, CidrKey6, EndpointId, Identity, IpEntry, IpFlags, Mac, MapId, ids};
-use zerocopy::IntoBytes;
+use datapath_abi::{Addr4, Addr6, CidrKey4, CidrKey6, EndpointId, Identity, IpEntry, IpFlags, Mac, MapId, PolicyEntry};
+use zerocopy::{FromBytes, IntoBytes};
 
+pub use node::NodeMaps;
 pub use plan::{Op, Plan, Snapshot};
-pub use reconcile::{Limits, ReconcileError, reconcile};
+pub use reconcile::{Limits, ReconcileError, reconcile, reconcile_known};
 
+use crate::map::Map;
 use crate::model::{Name, Node};
-use crate::policy::{Compiled, Direction, PolicyKind, PolicyState, fold};
+use crate::policy::{Compiled, Direction, PolicyKind, PolicyState, RuleId};
 use crate::prefix::Prefix;
 use crate::yaml::Position;
-use pressure::Pressure;
 
 /// Maps that the control plane writes. All others belong to the datapath.
 pub const OWNED: [MapId; 5] = [MapId::Ipcache4, MapId::Ipcache6, MapId::Cidr4, MapId::Cidr6, MapId::Policy];
@@ -102,7 +104,7 @@ pub enum DesiredError {
 }
 
 /// Key bytes to value bytes of one map.
-pub type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
+pub type Entries = Map<Vec<u8>, Vec<u8>>;
 
 /// The wanted contents of the maps that the control plane owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,48 +121,67 @@ impl Default for Desired {
 impl Desired {
     /// Entries of a map; none for maps that the control plane does not own.
     pub fn entries(&self, map: MapId) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.maps.get(&map).into_iter().flatten().map(|(key, value)| (key.as_slice(), value.as_slice()))
+        self.maps.get(&map).into_iter().flat_map(Map::iter).map(|(key, value)| (key.as_slice(), value.as_slice()))
     }
 
     /// Number of entries of a map.
     pub fn len(&self, map: MapId) -> usize {
-        self.maps.get(&map).map_or(0, BTreeMap::len)
+        self.maps.get(&map).map_or(0, Map::len)
     }
 
     /// Whether no map has an entry.
     pub fn is_empty(&self) -> bool {
-        self.maps.values().all(BTreeMap::is_empty)
+        self.maps.values().all(Map::is_empty)
     }
 
     pub(crate) fn maps(&self) -> &BTreeMap<MapId, Entries> {
         &self.maps
     }
 
-    fn put(&mut self, map: MapId, key: &[u8], value: &[u8]) {
-        self.maps.entry(map).or_default().insert(key.to_vec(), value.to_vec());
+    /// How many policy entries each rule has.
+    pub(crate) fn rules(&self) -> BTreeMap<RuleId, usize> {
+        let mut rules = BTreeMap::new();
+        for (_, value) in self.entries(MapId::Policy) {
+            if let Ok(entry) = PolicyEntry::read_from_bytes(value) {
+                *rules.entry(entry.rule).or_default() += 1;
+            }
+        }
+        rules
     }
 
-    fn put_address(&mut self, address: IpAddr, entry: &IpEntry) {
-        match address {
-            IpAddr::V4(address) => {
-                self.put(MapId::Ipcache4, Addr4::from_octets(address.octets()).as_bytes(), entry.as_bytes())
+    /// Writes or removes an entry; what is as it should be stays shared with copies.
+    fn set(&mut self, map: MapId, key: &[u8], value: Option<&[u8]>) {
+        let Some(entries) = self.maps.get_mut(&map) else { return };
+        match value {
+            Some(value) if entries.get(key).map(Vec::as_slice) != Some(value) => {
+                entries.insert(key.to_vec(), value.to_vec());
             }
-            IpAddr::V6(address) => {
-                self.put(MapId::Ipcache6, Addr6::from_octets(address.octets()).as_bytes(), entry.as_bytes())
+            Some(_) => {}
+            None => {
+                entries.remove(key);
             }
         }
     }
 
-    fn put_prefix(&mut self, prefix: Prefix, entry: &IpEntry) {
+    fn set_address(&mut self, address: IpAddr, entry: Option<&IpEntry>) {
+        let entry = entry.map(IpEntry::as_bytes);
+        match address {
+            IpAddr::V4(address) => self.set(MapId::Ipcache4, Addr4::from_octets(address.octets()).as_bytes(), entry),
+            IpAddr::V6(address) => self.set(MapId::Ipcache6, Addr6::from_octets(address.octets()).as_bytes(), entry),
+        }
+    }
+
+    fn set_prefix(&mut self, prefix: Prefix, entry: Option<&IpEntry>) {
+        let entry = entry.map(IpEntry::as_bytes);
         let prefix_len = u32::from(prefix.length());
         match prefix.address() {
             IpAddr::V4(address) => {
                 let key = CidrKey4 { prefix_len, addr: Addr4::from_octets(address.octets()) };
-                self.put(MapId::Cidr4, key.as_bytes(), entry.as_bytes());
+                self.set(MapId::Cidr4, key.as_bytes(), entry);
             }
             IpAddr::V6(address) => {
                 let key = CidrKey6 { prefix_len, addr: Addr6::from_octets(address.octets()) };
-                self.put(MapId::Cidr6, key.as_bytes(), entry.as_bytes());
+                self.set(MapId::Cidr6, key.as_bytes(), entry);
             }
         }
     }
@@ -197,80 +218,7 @@ impl Compiled {
     /// # Errors
     /// When the endpoints do not fit the cluster.
     pub fn desired(&self, node: &str, locals: &[LocalEndpoint]) -> Result<Desired, DesiredError> {
-        let cluster = self.cluster();
-        let own = (cluster.nodes.iter().find(|own| own.name == node))
-            .ok_or_else(|| DesiredError::UnknownNode { node: node.to_owned() })?;
-        let locals = self.check_locals(node, locals)?;
-        let mut desired = Desired::default();
-        let mut revisions: BTreeMap<&Name, u32> = BTreeMap::new();
-        let mut pressure = Pressure::default();
-        for local in locals.values() {
-            let states = Direction::ALL.map(|direction| self.state(&local.pod, direction));
-            pressure.check(self, local.pod.to_string(), &states)?;
-            revisions.insert(&local.pod, put_policy(local.id, &states, &mut desired));
-        }
-        let host = self.host_states(node);
-        let host_revision = match &host {
-            None => 0,
-            Some(states) => {
-                pressure.check(self, format!("node/{node}"), states)?;
-                put_policy(ids::HOST_ENDPOINT, states, &mut desired)
-            }
-        };
-        pressure.finish(self, node)?;
-        // Written first: where an object has the same address, it is the object's.
-        for other in cluster.nodes.iter() {
-            let local = other.name == own.name;
-            let (holder, family) = underlay(other.underlay().filter(|_| !local));
-            let flags = if local { IpFlags::LOCAL_HOST | IpFlags::NODE } else { IpFlags::NODE };
-            let identity = if local { ids::HOST } else { ids::REMOTE_NODE };
-            for address in other.gateways() {
-                let mut entry =
-                    IpEntry { identity, node: holder, flags: IpFlags(flags | family), ..IpEntry::default() };
-                if local && host.is_some() {
-                    // The node is the same by whichever of its addresses it is reached.
-                    (entry.endpoint, entry.policy_revision) = (ids::HOST_ENDPOINT, host_revision);
-                }
-                desired.put_address(address, &entry);
-            }
-        }
-        let by_name: BTreeMap<&str, &Node> = cluster.nodes.iter().map(|node| (node.name.as_str(), node)).collect();
-        for pod in cluster.pods.values().filter(|pod| !pod.host_network) {
-            let local = locals.get(&pod.name);
-            // A pod of this node that has no endpoint (yet) cannot be reached at all, least of all through the tunnel.
-            let reachable = local.is_some() || pod.node != own.name;
-            let holder = by_name.get(pod.node.as_str()).filter(|_| reachable);
-            let (holder, flags) = underlay(holder.and_then(|node| node.underlay()));
-            for &address in &pod.addresses {
-                let entry = IpEntry {
-                    identity: self.identity(node, address),
-                    ifindex: local.map_or(0, |local| local.ifindex),
-                    policy_revision: revisions.get(&pod.name).copied().unwrap_or(0),
-                    node: holder,
-                    endpoint: local.map_or(0, |local| local.id),
-                    flags: IpFlags(flags | IpFlags::POD),
-                    mac: local.map_or(Mac::default(), |local| local.mac),
-                    pad: [0; 2],
-                };
-                desired.put_address(address, &entry);
-            }
-        }
-        for other in cluster.nodes.iter() {
-            let local = other.name == own.name;
-            let flags = if local { IpFlags::LOCAL_HOST | IpFlags::NODE } else { IpFlags::NODE };
-            for &address in &other.addresses {
-                let mut entry =
-                    IpEntry { identity: self.identity(node, address), flags: IpFlags(flags), ..IpEntry::default() };
-                if local && host.is_some() {
-                    (entry.endpoint, entry.policy_revision) = (ids::HOST_ENDPOINT, host_revision);
-                }
-                desired.put_address(address, &entry);
-            }
-        }
-        for (prefix, identity) in self.prefixes() {
-            desired.put_prefix(*prefix, &prefix_entry(*identity));
-        }
-        Ok(desired)
+        Ok(NodeMaps::new(self, node, locals)?.desired().clone())
     }
 
     fn check_locals<'a>(
@@ -302,19 +250,6 @@ impl Compiled {
         let wanted = self.settings().host_firewall && self.has_host_policy(node);
         wanted.then(|| Direction::ALL.map(|direction| self.host_state(node, direction)))
     }
-}
-
-/// Adds an endpoint's policy entries; returns their revision: a hash of them, never 0.
-fn put_policy(endpoint: EndpointId, states: &[PolicyState; 2], desired: &mut Desired) -> u32 {
-    let mut all = Vec::new();
-    for (state, direction) in states.iter().zip(Direction::ALL) {
-        for (key, entry) in state.map_entries(endpoint, direction) {
-            all.extend_from_slice(key.as_bytes());
-            all.extend_from_slice(entry.as_bytes());
-            desired.put(MapId::Policy, key.as_bytes(), entry.as_bytes());
-        }
-    }
-    fold(&all).max(1)
 }
 
 fn prefix_entry(identity: Identity) -> IpEntry {

@@ -16,6 +16,7 @@ use datapath_maps::{MapError, MapStore};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Desired, Entries, OWNED};
+use crate::map::Map;
 
 /// What the maps of the control plane hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,7 +32,9 @@ impl Snapshot {
     pub fn read(store: &dyn MapStore) -> Result<Self, MapError> {
         let mut maps = BTreeMap::new();
         for map in OWNED {
-            maps.insert(map, store.entries(map)?.into_iter().collect());
+            let mut entries = store.entries(map)?;
+            entries.sort_unstable();
+            maps.insert(map, entries.into_iter().collect());
         }
         Ok(Self { maps })
     }
@@ -43,12 +46,19 @@ impl Snapshot {
 
     /// Number of entries of a map.
     pub fn len(&self, map: MapId) -> usize {
-        self.maps.get(&map).map_or(0, BTreeMap::len)
+        self.maps.get(&map).map_or(0, Map::len)
     }
 
     /// Whether no map has an entry.
     pub fn is_empty(&self) -> bool {
-        self.maps.values().all(BTreeMap::is_empty)
+        self.maps.values().all(Map::is_empty)
+    }
+}
+
+impl From<&Desired> for Snapshot {
+    /// The maps when they are as wanted.
+    fn from(desired: &Desired) -> Self {
+        Self { maps: desired.maps().clone() }
     }
 }
 
@@ -110,11 +120,16 @@ impl Plan {
         for (&map, wanted) in want.maps() {
             let had = have.maps.get(&map).unwrap_or(&none);
             let mut added = 0;
-            for (key, value) in wanted {
-                let old = had.get(key);
-                if old == Some(value) {
+            for (key, old, value) in had.diff(wanted) {
+                let Some(value) = value else {
+                    let gone = Op::Delete { map, key: key.clone() };
+                    if map == MapId::Policy {
+                        policy_deletes.push(gone)
+                    } else {
+                        deletes.push(gone)
+                    }
                     continue;
-                }
+                };
                 added += usize::from(old.is_none());
                 let put = |value: Vec<u8>| Op::Put { map, key: key.clone(), value };
                 match map {
@@ -136,13 +151,6 @@ impl Plan {
                     | MapId::Events
                     | MapId::Calls => puts.push(put(value.clone())),
                 }
-            }
-            let gone = had.keys().filter(|key| !wanted.contains_key(*key));
-            let gone = gone.map(|key| Op::Delete { map, key: key.clone() });
-            if map == MapId::Policy {
-                policy_deletes.extend(gone);
-            } else {
-                deletes.extend(gone);
             }
             peaks.insert(map, had.len() + added);
         }

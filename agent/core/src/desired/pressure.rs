@@ -12,45 +12,49 @@ use crate::policy::{Compiled, PolicyState, RuleId, RuleInfo};
 #[derive(Debug, Default)]
 pub(super) struct Pressure {
     all: usize,
-    by_rule: BTreeMap<RuleId, usize>,
 }
 
 impl Pressure {
+    /// Counts entries that are as they were.
+    pub(super) fn count(&mut self, entries: usize) {
+        self.all += entries;
+    }
+
     /// Counts an endpoint's entries.
     pub(super) fn check(
         &mut self,
         compiled: &Compiled,
-        endpoint: String,
+        endpoint: impl FnOnce() -> String,
         states: &[PolicyState; 2],
     ) -> Result<(), DesiredError> {
-        let mut by_rule: BTreeMap<RuleId, usize> = BTreeMap::new();
-        for (_, _, verdict) in states.iter().flat_map(PolicyState::iter) {
-            *by_rule.entry(verdict.rule).or_default() += 1;
-        }
         let needed = states.iter().map(PolicyState::len).sum();
         let capacity = compiled.settings().endpoint_entries;
-        if needed > capacity
-            && let Some(error) = refuse(compiled, endpoint, needed, capacity, &by_rule)
-        {
-            return Err(error);
+        if needed > capacity {
+            let mut by_rule: BTreeMap<RuleId, usize> = BTreeMap::new();
+            for (_, _, verdict) in states.iter().flat_map(PolicyState::iter) {
+                *by_rule.entry(verdict.rule).or_default() += 1;
+            }
+            if let Some(error) = refuse(compiled, endpoint(), needed, capacity, &by_rule) {
+                return Err(error);
+            }
         }
         self.all += needed;
-        for (rule, entries) in by_rule {
-            *self.by_rule.entry(rule).or_default() += entries;
-        }
         Ok(())
     }
 
-    /// Whether the node's map can hold everything.
-    pub(super) fn finish(self, compiled: &Compiled, node: &str) -> Result<(), DesiredError> {
-        let capacity = compiled.settings().node_entries.min(largest());
-        if self.all > capacity
-            && let Some(error) = refuse(compiled, format!("node `{node}`"), self.all, capacity, &self.by_rule)
-        {
-            return Err(error);
-        }
-        Ok(())
+    /// Whether the node's map cannot hold everything.
+    pub(super) fn is_too_much(&self, compiled: &Compiled) -> bool {
+        self.all > capacity(compiled)
     }
+}
+
+fn capacity(compiled: &Compiled) -> usize {
+    compiled.settings().node_entries.min(largest())
+}
+
+/// Names the policy with the most of all entries of a node, told how many each rule has.
+pub(super) fn refuse_node(compiled: &Compiled, node: &str, by_rule: &BTreeMap<RuleId, usize>) -> Option<DesiredError> {
+    refuse(compiled, format!("node `{node}`"), by_rule.values().sum(), capacity(compiled), by_rule)
 }
 
 fn largest() -> usize {

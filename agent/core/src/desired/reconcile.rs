@@ -64,11 +64,29 @@ pub enum ReconcileError {
 /// # Errors
 /// See [`ReconcileError`].
 pub fn reconcile(want: &Desired, limits: &Limits, store: &mut dyn MapStore) -> Result<Plan, ReconcileError> {
-    let have = Snapshot::read(store).map_err(ReconcileError::Read)?;
+    reconcile_known(&mut None, want, limits, store)
+}
+
+/// As [`reconcile`], where it is known what the maps hold: only differences are looked at, and nothing is read. What is
+/// not known (`None`) is read; afterwards it is known, unless something failed.
+///
+/// # Errors
+/// See [`ReconcileError`].
+pub fn reconcile_known(
+    known: &mut Option<Snapshot>,
+    want: &Desired,
+    limits: &Limits,
+    store: &mut dyn MapStore,
+) -> Result<Plan, ReconcileError> {
+    let have = match known.take() {
+        Some(have) => have,
+        None => Snapshot::read(store).map_err(ReconcileError::Read)?,
+    };
     let plan = Plan::between(&have, want);
     for map in super::OWNED {
         let (capacity, needed) = (limits.of(map), plan.peak(map));
         if needed > usize::try_from(capacity).unwrap_or(usize::MAX) && !plan.is_empty() {
+            *known = Some(have);
             return Err(ReconcileError::Full { map, capacity, needed });
         }
     }
@@ -81,6 +99,7 @@ pub fn reconcile(want: &Desired, limits: &Limits, store: &mut dyn MapStore) -> R
             };
         }
     }
+    *known = Some(Snapshot::from(want));
     Ok(plan)
 }
 

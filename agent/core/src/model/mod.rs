@@ -22,8 +22,8 @@ mod read_service;
 mod read_tiers;
 mod resolve;
 mod slices;
+mod sources;
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test")]
 mod tests;
 pub mod tiers;
 
@@ -41,6 +41,7 @@ pub use objects::Objects;
 pub use question::{Entity, LabelOf, PodQuestion, Requirement};
 pub use read::{read_documents, read_objects};
 pub(crate) use resolve::{Holder, Resolved};
+pub use sources::Sources;
 pub use tiers::ClusterPolicy;
 
 use crate::input::{InputErrors, Report};

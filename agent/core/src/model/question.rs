@@ -185,8 +185,9 @@ impl Entity {
         ("none", Self::None),
     ];
 
-    /// By its name.
+    /// By its name. `cluster-mesh`, every cluster that is connected, is the one cluster that there is.
     pub fn named(name: &str) -> Option<Self> {
+        let name = if name == "cluster-mesh" { "cluster" } else { name };
         Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, entity)| *entity)
     }
 }

@@ -58,7 +58,7 @@ use crate::yaml::Position;
 use compile::{CompiledPolicy, Endpoint};
 use form::{Form, Subject};
 use lower::{Lowered, PolicyKey};
-use peers::{FormChanges, Peers};
+use peers::{FormChange, Peers};
 use tiers::{Draft, Said};
 
 /// A policy that isolates a pod.
@@ -157,7 +157,7 @@ impl Compiled {
         let old = Arc::clone(&self.cluster);
         let lowered = lower::lower((&old, &self.lowered), &cluster, self.settings());
         let before = self.lowered.clone();
-        let forms: Vec<(&PolicyKey, &[Arc<Form>], &[Arc<Form>])> = before
+        let forms: Vec<FormChange<'_>> = before
             .diff(&lowered)
             .map(|(key, was, is)| {
                 (key, was.map(Vec::as_slice).unwrap_or_default(), is.map(Vec::as_slice).unwrap_or_default())
@@ -183,7 +183,7 @@ impl Compiled {
     }
 
     /// Numbers for the rules of changed policies.
-    fn renumber(&mut self, forms: &FormChanges<'_>) {
+    fn renumber(&mut self, forms: &[FormChange<'_>]) {
         for (key, _, _) in forms {
             for gone in self.policies.remove(*key).into_iter().flatten() {
                 gone.forget(&mut self.rules);
@@ -375,8 +375,28 @@ impl Compiled {
         audit::merge(&one(&enforced), &complete)
     }
 
+    /// Identities of pods' addresses.
+    pub(crate) fn pod_addresses(&self) -> &Map<IpAddr, Identity> {
+        self.peers.pod_addresses()
+    }
+
     pub(crate) fn cluster(&self) -> &Resolved {
         &self.cluster
+    }
+}
+
+impl Changes {
+    /// Adds what a later update has changed.
+    pub fn merge(&mut self, later: Self) {
+        self.all |= later.all;
+        self.nodes |= later.nodes;
+        self.pods.extend(later.pods);
+        self.forms.extend(later.forms);
+    }
+
+    /// Whether everybody's entries may be others.
+    pub(crate) fn is_everything(&self) -> bool {
+        self.all
     }
 }
 

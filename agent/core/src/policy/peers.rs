@@ -54,8 +54,8 @@ pub(super) struct PeerChanges {
     pub(super) nodes: bool,
 }
 
-/// Policies that have come and gone.
-pub(super) type FormChanges<'a> = [(&'a PolicyKey, &'a [Arc<Form>], &'a [Arc<Form>])];
+/// A policy that has changed: its forms before and after.
+pub(super) type FormChange<'a> = (&'a PolicyKey, &'a [Arc<Form>], &'a [Arc<Form>]);
 
 impl Peers {
     /// Brings everything up to date, from the cluster that it was made of. `forms`: before and after, of the policies that
@@ -64,7 +64,7 @@ impl Peers {
         &mut self,
         (old, new): (&Resolved, &Resolved),
         changed_pods: &BTreeSet<Name>,
-        forms: &FormChanges<'_>,
+        forms: &[FormChange<'_>],
         identities: &mut IdentityAllocator,
         from_scratch: bool,
     ) -> Result<PeerChanges, IdentityError> {
@@ -147,6 +147,10 @@ impl Peers {
 
     pub(super) fn prefixes(&self) -> &Map<Prefix, Identity> {
         &self.prefixes
+    }
+
+    pub(super) fn pod_addresses(&self) -> &Map<IpAddr, Identity> {
+        self.groups.addresses()
     }
 
     pub(super) fn addresses<'a>(&'a self, node: &'a str) -> impl Iterator<Item = (IpAddr, Identity)> + 'a {

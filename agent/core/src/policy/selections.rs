@@ -9,7 +9,7 @@ use datapath_abi::ids::Identity;
 use super::form::{InCluster, Select};
 use super::groups::{Group, Turned};
 use super::lower::PolicyKey;
-use super::peers::{FormChanges, Peers, selects};
+use super::peers::{FormChange, Peers, selects};
 use super::rules::Direction;
 use crate::identity::Mark;
 use crate::labels::Operator;
@@ -85,7 +85,7 @@ impl Selections {
     pub(super) fn update(
         &mut self,
         peers: &Peers,
-        forms: &FormChanges<'_>,
+        forms: &[FormChange<'_>],
         turned: &[Turned],
         outside: &Outside,
     ) -> BTreeSet<PolicyKey> {
@@ -117,7 +117,7 @@ impl Selections {
     }
 
     /// Policies come and go. Returns peers that nobody named before.
-    fn count(&mut self, forms: &FormChanges<'_>) -> BTreeSet<Arc<Select>> {
+    fn count(&mut self, forms: &[FormChange<'_>]) -> BTreeSet<Arc<Select>> {
         let mut fresh = BTreeSet::new();
         let mut perhaps_gone = BTreeSet::new();
         for more in [true, false] {

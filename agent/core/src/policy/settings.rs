@@ -16,18 +16,16 @@ pub enum Enforcement {
 }
 
 impl Enforcement {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Default, Self::Always, Self::Never];
+
     /// From its name in settings: `default`, `always`, `never`.
     pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "default" => Some(Self::Default),
-            "always" => Some(Self::Always),
-            "never" => Some(Self::Never),
-            _ => None,
-        }
+        Self::ALL.into_iter().find(|known| known.name() == name)
     }
 
     /// Its name in settings.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Default => "default",
             Self::Always => "always",

@@ -1,0 +1,281 @@
+//! What the maps of one node should hold, kept from one state of the cluster to the next: an update costs what has changed.
+//!
+//! Invariant: after an update it is what it would be if it were made anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use datapath_abi::{EndpointId, IpEntry, IpFlags, Mac, MapId, ids};
+use zerocopy::IntoBytes;
+
+use super::pressure::{self, Pressure};
+use super::{Desired, DesiredError, LocalEndpoint, prefix_entry, underlay};
+use crate::model::{Holder, Name, Node, Resolved};
+use crate::policy::{Changes, Compiled, Direction, PolicyState, fold};
+
+/// See the module. A copy costs little.
+#[derive(Clone, Debug)]
+pub struct NodeMaps {
+    node: String,
+    /// What it was made of.
+    compiled: Compiled,
+    desired: Desired,
+    locals: BTreeMap<Name, Arc<Own>>,
+    /// The node's own policy, if there is any about it and it is in force.
+    host: Option<Arc<Own>>,
+}
+
+/// An endpoint with policy entries.
+#[derive(Clone, Debug)]
+struct Own {
+    local: LocalEndpoint,
+    /// A hash of its policy entries, never 0.
+    revision: u32,
+    /// Keys of its policy entries.
+    keys: BTreeSet<Vec<u8>>,
+}
+
+impl NodeMaps {
+    /// From scratch.
+    ///
+    /// # Errors
+    /// When the endpoints do not fit the cluster, or entries do not fit the maps.
+    pub fn new(compiled: &Compiled, node: &str, locals: &[LocalEndpoint]) -> Result<Self, DesiredError> {
+        let mut made = Self {
+            node: node.to_owned(),
+            compiled: compiled.clone(),
+            desired: Desired::default(),
+            locals: BTreeMap::new(),
+            host: None,
+        };
+        made.change(compiled, None, locals)?;
+        Ok(made)
+    }
+
+    /// Brings it up to date. `changes`: everything that [`Compiled::update`] has changed since the last time.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; then nothing has changed.
+    pub fn update(
+        &mut self,
+        compiled: &Compiled,
+        changes: &Changes,
+        locals: &[LocalEndpoint],
+    ) -> Result<(), DesiredError> {
+        let mut next = self.clone();
+        next.change(compiled, Some(changes), locals)?;
+        *self = next;
+        Ok(())
+    }
+
+    /// What the maps should hold.
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// `changes`: none when everything is to be made.
+    fn change(
+        &mut self,
+        compiled: &Compiled,
+        changes: Option<&Changes>,
+        locals: &[LocalEndpoint],
+    ) -> Result<(), DesiredError> {
+        if compiled.cluster().node(&self.node).is_none() {
+            return Err(DesiredError::UnknownNode { node: self.node.clone() });
+        }
+        let locals = compiled.check_locals(&self.node, locals)?;
+        let mut addresses: BTreeSet<IpAddr> = BTreeSet::new();
+        self.change_policies(compiled, changes, &locals, &mut addresses)?;
+        self.find_addresses(compiled, changes, &mut addresses);
+        let view = View::new(compiled, self);
+        let entries: Vec<_> = addresses.into_iter().map(|address| (address, view.entry(address))).collect();
+        for (address, entry) in entries {
+            self.desired.set_address(address, entry.as_ref());
+        }
+        let before = self.compiled.prefixes().clone();
+        if changes.is_none() {
+            for (prefix, identity) in compiled.prefixes() {
+                self.desired.set_prefix(*prefix, Some(&prefix_entry(*identity)));
+            }
+        }
+        for (prefix, _, identity) in before.diff(compiled.prefixes()) {
+            self.desired.set_prefix(*prefix, identity.map(|identity| prefix_entry(*identity)).as_ref());
+        }
+        self.compiled = compiled.clone();
+        Ok(())
+    }
+
+    /// Policy entries. Addresses of endpoints whose own entries change with them are added to `addresses`.
+    fn change_policies(
+        &mut self,
+        compiled: &Compiled,
+        changes: Option<&Changes>,
+        locals: &BTreeMap<&Name, &LocalEndpoint>,
+        addresses: &mut BTreeSet<IpAddr>,
+    ) -> Result<(), DesiredError> {
+        let mut pressure = Pressure::default();
+        // First those that go: a number may be another pod's now.
+        let stays = |own: &Own| locals.get(&own.local.pod).is_some_and(|local| local.id == own.local.id);
+        let gone: Vec<Arc<Own>> = self.locals.values().filter(|own| !stays(own)).cloned().collect();
+        for own in gone {
+            addresses.extend(addresses_of(&self.compiled, &own.local.pod));
+            self.desired.write_policy(&own.keys, &BTreeMap::new());
+            self.locals.remove(&own.local.pod);
+        }
+        for (&name, &local) in locals {
+            let old = self.locals.get(name).cloned();
+            let again = changes.is_none_or(|changes| compiled.is_changed(changes, name));
+            if let Some(old) = old.as_ref().filter(|old| !again && old.local == *local) {
+                pressure.count(old.keys.len());
+                continue;
+            }
+            let states = Direction::ALL.map(|direction| compiled.state(name, direction));
+            pressure.check(compiled, || name.to_string(), &states)?;
+            let own = self.desired.put_policy(local.clone(), &states, old.as_deref());
+            if old.is_none_or(|old| (&old.local, old.revision) != (&own.local, own.revision)) {
+                addresses.extend(addresses_of(compiled, name));
+            }
+            self.locals.insert(name.clone(), Arc::new(own));
+        }
+        if changes.is_none_or(|changes| compiled.is_node_changed(changes)) {
+            let old = self.host.take();
+            let host = compiled.host_states(&self.node);
+            if let Some(states) = &host {
+                pressure.check(compiled, || format!("node/{}", self.node), states)?;
+                let local = LocalEndpoint {
+                    pod: Name::new("", &self.node),
+                    id: ids::HOST_ENDPOINT,
+                    ifindex: 0,
+                    mac: Mac::default(),
+                };
+                self.host = Some(Arc::new(self.desired.put_policy(local, states, old.as_deref())));
+            } else if let Some(old) = &old {
+                self.desired.write_policy(&old.keys, &BTreeMap::new());
+            }
+            let revision = |own: &Option<Arc<Own>>| own.as_ref().map(|own| own.revision);
+            if revision(&old) != revision(&self.host) {
+                let own = compiled.cluster().node(&self.node);
+                addresses.extend(own.into_iter().flat_map(|own| own.gateways().chain(own.addresses.iter().copied())));
+            }
+        } else if let Some(host) = &self.host {
+            pressure.count(host.keys.len());
+        }
+        if pressure.is_too_much(compiled) {
+            let rules = self.desired.rules();
+            return pressure::refuse_node(compiled, &self.node, &rules).map_or(Ok(()), Err);
+        }
+        Ok(())
+    }
+
+    /// Addresses whose owners have changed.
+    fn find_addresses(&self, compiled: &Compiled, changes: Option<&Changes>, addresses: &mut BTreeSet<IpAddr>) {
+        let (old, new) = (self.compiled.cluster(), compiled.cluster());
+        if changes.is_none() || !Arc::ptr_eq(&old.nodes, &new.nodes) || changes.is_some_and(Changes::is_everything) {
+            for cluster in [old, new] {
+                let of_nodes = cluster.nodes.iter().flat_map(|node| node.gateways());
+                addresses.extend(of_nodes.chain(cluster.holders.keys().copied()));
+            }
+            return;
+        }
+        addresses.extend(self.compiled.pod_addresses().diff(compiled.pod_addresses()).map(|(address, _, _)| *address));
+        for (_, was, is) in old.pods.diff(&new.pods) {
+            addresses.extend([was, is].into_iter().flatten().flat_map(|pod| pod.addresses.iter()));
+        }
+    }
+}
+
+fn addresses_of(compiled: &Compiled, pod: &Name) -> Vec<IpAddr> {
+    compiled.cluster().pods.get(pod).map(|pod| pod.addresses.clone()).unwrap_or_default()
+}
+
+/// Who looks at the cluster.
+struct View<'a> {
+    compiled: &'a Compiled,
+    cluster: &'a Resolved,
+    maps: &'a NodeMaps,
+    nodes: BTreeMap<&'a str, &'a Node>,
+    gateways: BTreeMap<IpAddr, &'a Node>,
+}
+
+impl<'a> View<'a> {
+    fn new(compiled: &'a Compiled, maps: &'a NodeMaps) -> Self {
+        let cluster = compiled.cluster();
+        let nodes = cluster.nodes.iter().map(|node| (node.name.as_str(), node)).collect();
+        let gateways = cluster.nodes.iter().flat_map(|node| node.gateways().map(move |address| (address, node)));
+        Self { compiled, cluster, maps, nodes, gateways: gateways.collect() }
+    }
+
+    /// What an address's entry should be.
+    fn entry(&self, address: IpAddr) -> Option<IpEntry> {
+        match self.cluster.holders.get(&address) {
+            Some(Holder::Pod(pod)) => self.pod(address, pod),
+            Some(Holder::Node(node)) => {
+                let local = *node == self.maps.node;
+                Some(self.node(local, self.compiled.identity(&self.maps.node, address), (Default::default(), 0)))
+            }
+            // Where an object has the same address, it is the object's.
+            None => self.gateways.get(&address).map(|node| {
+                let local = node.name == self.maps.node;
+                let identity = if local { ids::HOST } else { ids::REMOTE_NODE };
+                self.node(local, identity, underlay(node.underlay().filter(|_| !local)))
+            }),
+        }
+    }
+
+    fn node(&self, local: bool, identity: u32, (node, family): (datapath_abi::Addr6, u16)) -> IpEntry {
+        let flags = if local { IpFlags::LOCAL_HOST | IpFlags::NODE } else { IpFlags::NODE };
+        let mut entry = IpEntry { identity, node, flags: IpFlags(flags | family), ..IpEntry::default() };
+        if let Some(host) = self.maps.host.as_ref().filter(|_| local) {
+            // The node is the same by whichever of its addresses it is reached.
+            (entry.endpoint, entry.policy_revision) = (ids::HOST_ENDPOINT, host.revision);
+        }
+        entry
+    }
+
+    fn pod(&self, address: IpAddr, name: &Name) -> Option<IpEntry> {
+        let pod = self.cluster.pods.get(name)?;
+        let own = self.maps.locals.get(name);
+        // A pod of this node that has no endpoint (yet) cannot be reached at all, least of all through the tunnel.
+        let reachable = own.is_some() || pod.node != self.maps.node;
+        let holder = self.nodes.get(pod.node.as_str()).filter(|_| reachable);
+        let (node, flags) = underlay(holder.and_then(|node| node.underlay()));
+        Some(IpEntry {
+            identity: self.compiled.identity(&self.maps.node, address),
+            ifindex: own.map_or(0, |own| own.local.ifindex),
+            policy_revision: own.map_or(0, |own| own.revision),
+            node,
+            endpoint: own.map_or(0, |own| own.local.id),
+            flags: IpFlags(flags | IpFlags::POD),
+            mac: own.map_or(Mac::default(), |own| own.local.mac),
+            pad: [0; 2],
+        })
+    }
+}
+
+impl Desired {
+    /// Writes an endpoint's policy entries in place of its old ones.
+    fn put_policy(&mut self, local: LocalEndpoint, states: &[PolicyState; 2], old: Option<&Own>) -> Own {
+        let entries = entries(local.id, states);
+        let all: Vec<u8> = entries.iter().flat_map(|(key, value)| key.iter().chain(value)).copied().collect();
+        let entries: BTreeMap<Vec<u8>, Vec<u8>> = entries.into_iter().collect();
+        let none = BTreeSet::new();
+        self.write_policy(old.map_or(&none, |old| &old.keys), &entries);
+        Own { local, revision: fold(&all).max(1), keys: entries.into_keys().collect() }
+    }
+
+    fn write_policy(&mut self, old: &BTreeSet<Vec<u8>>, new: &BTreeMap<Vec<u8>, Vec<u8>>) {
+        for gone in old.iter().filter(|key| !new.contains_key(*key)) {
+            self.set(MapId::Policy, gone, None);
+        }
+        for (key, value) in new {
+            self.set(MapId::Policy, key, Some(value));
+        }
+    }
+}
+
+/// An endpoint's policy entries, in the order in which they make its revision.
+fn entries(endpoint: EndpointId, states: &[PolicyState; 2]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let all = states.iter().zip(Direction::ALL).flat_map(|(state, direction)| state.map_entries(endpoint, direction));
+    all.map(|(key, entry)| (key.as_bytes().to_vec(), entry.as_bytes().to_vec())).collect()
+}
