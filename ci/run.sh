@@ -3,6 +3,7 @@
 #
 #   ci/run.sh            every stage, in order; stops at the first that fails
 #   ci/run.sh STAGE…     only these
+#   ci/run.sh --all-kernels [STAGE…]   stage `vm` on every kernel of ci/kernels, not only on one
 #   ci/run.sh --list     names the stages
 #
 # Logs of the stages are in target/ci. The last line is `N passed, N failed`: tests, and one for each other stage.
@@ -39,7 +40,7 @@ tests() {
 # What tests did not do is declared, and the reasons are checked.
 skips() {
     local seen=("$logs/tests.log") stage
-    for stage in labs kills; do
+    for stage in labs kills vm; do
         case " ${stages[*]} " in *" $stage "*) seen+=("$logs/$stage.log") ;; esac
     done
     cargo xtask skips "${seen[@]}"
@@ -95,13 +96,39 @@ kills() {
     fi
 }
 
-all=(install fmt clippy tidy tests object matrix fuzz oracle labs kills skips)
+# Another kernel, in a guest: the verifier's numbers, packet scenarios on the kernel, labs. With --all-kernels on each.
+# WEIR_KERNELS names others.
+read -ra kernels <<<"${WEIR_KERNELS:-6.1}"
+vm() {
+    local as=() kernel failed=0
+    if [ "$(id -u)" != 0 ]; then
+        if ! sudo -n true 2>/dev/null; then
+            echo "skip: kernel-bpf: not root"
+            return
+        fi
+        as=(sudo -n -E)
+    fi
+    cargo build --locked --release -p netns-lab -p simulator
+    cargo build --locked -p xtask
+    for kernel in "${kernels[@]}"; do
+        printf '\n--- kernel %s\n' "$kernel"
+        "${as[@]}" "$CARGO_TARGET_DIR/debug/xtask" vm --kernel "$kernel" --timeout 1200 -- \
+            ci/kernels/guest.sh "$CARGO_TARGET_DIR/release" two-nodes impaired || failed=1
+    done
+    return "$failed"
+}
+
+all=(install fmt clippy tidy tests object matrix fuzz oracle labs kills vm skips)
 
 # --- running them -----------------------------------------------------------------------------------------------------
 
 if [ "${1:-}" = --list ]; then
     printf '%s\n' "${all[@]}"
     exit
+fi
+if [ "${1:-}" = --all-kernels ]; then
+    shift
+    mapfile -t kernels < <(sed -n 's/^\[kernels\."\(.*\)"\]$/\1/p' ci/kernels/kernels.toml)
 fi
 stages=("$@")
 [ $# != 0 ] || stages=("${all[@]}")

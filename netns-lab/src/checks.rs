@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use datapath_abi::DropReason;
 
 use crate::clients;
+use crate::impaired;
 use crate::probe::{PATIENCE, SILENCE, connect, datagram, eventually, shout};
 use crate::report::Report;
 use crate::wire;
@@ -36,6 +37,8 @@ pub const ALL: &[Check] = &[
     Check { name: "offloads", cluster: wire::cluster::CLUSTER, look: wire::offloads::look },
     Check { name: "clients", cluster: wire::cluster::CLUSTER, look: clients::look },
     Check { name: "wire-over-ipv6", cluster: wire::cluster::CLUSTER6, look: wire::over_ipv6 },
+    Check { name: "impaired", cluster: wire::cluster::CLUSTER, look: impaired::look },
+    Check { name: "impaired-over-ipv6", cluster: wire::cluster::CLUSTER6, look: impaired::look },
     Check { name: "path-mtu", cluster: wire::path_mtu::CLUSTER, look: wire::path_mtu::look },
     Check { name: "path-mtu-native", cluster: wire::path_mtu::CLUSTER, look: wire::path_mtu::look_native },
     Check { name: "path-mtu-ipv6", cluster: wire::path_mtu::CLUSTER6, look: wire::path_mtu::look6 },

@@ -13,6 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::bench;
+use crate::kernel::{self, Limits};
 use crate::lab::{self, Finished, How, LabReport, Told};
 use crate::registry::{self, Run};
 use crate::topology::{self, Lab};
@@ -66,6 +67,16 @@ enum Command {
         /// Seconds of each turn.
         #[arg(long, default_value_t = 1.0)]
         seconds: f64,
+    },
+    /// What this kernel has of what weir can use, and what its verifier says about every program. Exit code 1 if weir
+    /// cannot run here.
+    Kernel {
+        /// Only these programs.
+        #[arg(long = "program", value_name = "NAME")]
+        programs: Vec<String>,
+        /// What it may lack and its verifier may follow (ci/kernels/limits.toml); exit code 1 if that is not so.
+        #[arg(long, value_name = "FILE")]
+        limits: Option<PathBuf>,
     },
     /// Takes down a lab that was left standing, or all.
     Down {
@@ -121,6 +132,15 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
                 say(&bench::text(&rows));
             }
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Kernel { programs, limits } => {
+            privileged()?;
+            let kernel = kernel::look(programs)?;
+            say(&if cli.json { serde_json::to_string(&kernel)? + "\n" } else { kernel.text() });
+            let limits = limits.as_deref().map(|file| Limits::read(file, &kernel.release)).transpose()?;
+            let beyond = limits.map(|limits| kernel.beyond(&limits)).unwrap_or_default();
+            beyond.iter().for_each(|line| eprintln!("netns-lab: {line}"));
+            Ok(if kernel.runs_weir() && beyond.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Down { name } => {
             privileged()?;

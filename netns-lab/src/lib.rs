@@ -13,6 +13,8 @@ pub mod capture;
 pub mod checks;
 pub mod clients;
 pub mod command;
+pub mod impaired;
+pub mod kernel;
 pub mod lab;
 mod lockstep;
 pub mod manifest;

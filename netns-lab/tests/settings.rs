@@ -1,5 +1,4 @@
 //! The simulator reads the agent's settings file: it must know every field, and take from it what the agent takes.
-#![expect(clippy::unwrap_used, reason = "test code: a failing helper is a failing test")]
 
 use agent::settings::{DEFAULTS, RoutingMode, Settings};
 

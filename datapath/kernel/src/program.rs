@@ -55,6 +55,9 @@ impl VerifierStats {
             };
             if let Some(depths) = line.strip_prefix("stack depth ") {
                 stats.stack_depth = depths.split('+').filter_map(|d| d.trim().parse().ok()).collect();
+            } else if words.first() == Some(&"subprog") {
+                // One line each in newer kernels (seen in 7.3), where the line above has their maximum.
+                stats.stack_depth.extend(after("stack"));
             } else if words.first() == Some(&"processed") {
                 stats.processed = after("processed").unwrap_or(0);
                 stats.peak_states = after("peak_states").unwrap_or(0);
@@ -393,6 +396,14 @@ mod tests {
                 instructions: 40,
             }
         );
+    }
+
+    #[test]
+    fn statistics_are_read_from_the_log_of_newer_kernels() {
+        let log = "verification time 9273 usec\nstack depth max 48\nsubprog 0 (<unknown>) main insns_self 3 insns_total 9 \
+                   stack 16\nsubprog 1 (copy) static insns_self 6 insns_total 6 stack 32\nprocessed 9 insns (limit 1000000)";
+        let stats = VerifierStats::parse(log, 9);
+        assert_eq!((stats.processed, stats.stack_depth), (9, vec![16, 32]));
     }
 
     #[test]
