@@ -9,8 +9,10 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use agent_api::Pass;
-use agent_core::model::{Name, Node, Object, read_objects};
-use agent_core::{Compiled, IdentityAllocator, Limits, LocalEndpoint, Model, reconcile};
+use agent_core::model::{Name, Node, Object, Pod, Sources};
+use agent_core::{
+    Changes, Compiled, IdentityAllocator, Limits, LocalEndpoint, Map, Model, NodeMaps, Snapshot, reconcile_known,
+};
 use datapath_abi::{Addr4, Addr6, Be16, Config, CtEntry, Hook, Mac, MapId, config};
 use datapath_kernel::{Jiffies, RingReader};
 use zerocopy::FromBytes as _;
@@ -39,8 +41,13 @@ pub struct Agent {
     /// The last good objects.
     pub(crate) model: Option<Model>,
     pub(crate) compiled: Option<Compiled>,
-    /// Who has an address.
-    pub(crate) names: BTreeMap<IpAddr, String>,
+    /// What this node's maps should hold, as last worked out, and what has changed since.
+    wanted: Option<(NodeMaps, Changes)>,
+    /// What they hold, if it is known.
+    held: Option<Snapshot>,
+    /// The pods whose nodes and addresses are on disk.
+    placed: Option<Map<Name, Pod>>,
+    sources: Sources,
     files: Files,
     /// What is wrong with the files.
     pub(crate) source_error: Option<String>,
@@ -84,7 +91,10 @@ impl Agent {
             settings,
             model: None,
             compiled: None,
-            names: BTreeMap::new(),
+            wanted: None,
+            held: None,
+            placed: None,
+            sources: Sources::default(),
             files: Files::new(),
             source_error: None,
             unreadable: false,
@@ -148,7 +158,7 @@ impl Agent {
         if files == self.files && self.model.is_some() {
             return Ok(false);
         }
-        let objects = read_objects(&files).map_err(|errors| errors.to_string())?;
+        let objects = self.sources.read(&files).map_err(|errors| errors.to_string())?;
         match &mut self.model {
             Some(model) => model.replace(objects).map_err(|errors| errors.to_string())?,
             None => {
@@ -172,18 +182,45 @@ impl Agent {
         let mut identities = self.identities.clone();
         // On copies: what is not on disk yet must not be in force.
         let compiled = match self.compiled.clone() {
-            Some(mut compiled) => compiled.update(&model, &mut identities).map(|_| compiled)?,
-            None => Compiled::with(&model, &mut identities, self.settings.policy())?,
+            Some(mut compiled) => {
+                let changes = compiled.update(&model, &mut identities)?;
+                self.save(&model, &identities)?;
+                if let Some((_, pending)) = &mut self.wanted {
+                    pending.merge(changes);
+                }
+                compiled
+            }
+            None => {
+                let compiled = Compiled::with(&model, &mut identities, self.settings.policy())?;
+                self.save(&model, &identities)?;
+                self.wanted = None;
+                compiled
+            }
         };
-        self.state.change(|saved| {
-            saved.set_identities(&identities);
-            saved.placements = placements(&model);
-        })?;
         self.identities = identities;
-        self.names = names(&model);
         self.compiled = Some(compiled);
         self.make_devices().await?;
         self.reconcile(&model)
+    }
+
+    /// Puts on disk what must survive, if it has changed.
+    fn save(&mut self, model: &Model, identities: &IdentityAllocator) -> Result<(), Failure> {
+        let same_pods = self.placed.as_ref().is_some_and(|placed| placed.is_same(model.pods()));
+        if same_pods && identities.is_same(&self.identities) {
+            return Ok(());
+        }
+        self.state.change(|saved| {
+            saved.set_identities(identities);
+            saved.placements = placements(model);
+        })?;
+        self.placed = Some(model.pods().clone());
+        Ok(())
+    }
+
+    /// Who has an address: `NAMESPACE/NAME` of a pod, or `node/NAME`.
+    pub(crate) fn name_of(&self, address: IpAddr) -> Option<String> {
+        let holder = self.model.as_ref()?.holder(address)?;
+        Some(if holder.namespace.is_empty() { format!("node/{}", holder.name) } else { holder.to_string() })
     }
 
     /// The model, and this node in it.
@@ -297,6 +334,7 @@ impl Agent {
         let config = self.config(own, network, dual_stack);
         if self.datapath.as_ref().is_none_or(|datapath| *datapath.config() != config) {
             self.datapath = Some(Datapath::load(&self.folder, config, self.settings.flows)?);
+            self.held = None;
             self.attach_again = true;
         }
         if let Some(datapath) = &self.datapath {
@@ -367,8 +405,15 @@ impl Agent {
         let (Some(compiled), Some(datapath)) = (&self.compiled, &mut self.datapath) else {
             return Ok(0);
         };
-        let desired = compiled.desired(&self.settings.node, &locals)?;
-        Ok(reconcile(&desired, &Limits::default(), datapath.maps_mut())?.len())
+        match &mut self.wanted {
+            Some((wanted, changes)) => wanted.update(compiled, changes, &locals)?,
+            None => {
+                self.wanted = Some((NodeMaps::new(compiled, &self.settings.node, &locals)?, Changes::default()));
+            }
+        }
+        let Some((wanted, changes)) = &mut self.wanted else { return Ok(0) };
+        *changes = Changes::default();
+        Ok(reconcile_known(&mut self.held, wanted.desired(), &Limits::default(), datapath.maps_mut())?.len())
     }
 
     /// The endpoints that go into the maps, and why others do not.
@@ -412,6 +457,18 @@ impl Agent {
             tracing::warn!("expired flows were not removed: {error}");
         }
         self.heal().await;
+        self.compare();
+    }
+
+    /// Reads the maps, in case somebody else has changed them, and makes them as they should be.
+    fn compare(&mut self) {
+        self.held = None;
+        let Some(model) = self.model.clone().filter(|_| self.error.is_none()) else { return };
+        match self.reconcile(&model) {
+            Ok(0) => {}
+            Ok(changes) => tracing::warn!(changes, "maps were not as weir left them; they are as they should be again"),
+            Err(error) => self.failed(&error),
+        }
     }
 
     fn sweep_flows(&mut self) -> Result<(), Failure> {
@@ -468,13 +525,6 @@ fn placements(model: &Model) -> BTreeMap<String, Placement> {
     filled
         .map(|pod| (pod.name.to_string(), Placement { node: pod.node.clone(), addresses: pod.addresses.clone() }))
         .collect()
-}
-
-fn names(model: &Model) -> BTreeMap<IpAddr, String> {
-    let nodes =
-        model.nodes().iter().flat_map(|node| node.addresses.iter().map(|ip| (*ip, format!("node/{}", node.name))));
-    let pods = model.pods().values().filter(|pod| !pod.host_network);
-    nodes.chain(pods.flat_map(|pod| pod.addresses.iter().map(|ip| (*ip, pod.name.to_string())))).collect()
 }
 
 /// Used by tests and `--cleanup`: what of the state refers to the kernel.

@@ -120,7 +120,7 @@ impl Agent {
     }
 
     fn peer(&self, address: Option<IpAddr>, port: u16, identity: u32) -> Peer {
-        let known = address.and_then(|address| self.names.get(&address).cloned());
+        let known = address.and_then(|address| self.name_of(address));
         Peer {
             address: address.map(|address| address.to_string()).unwrap_or_default(),
             port,

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use agent_core::policy::{Enforcement, LabelFilter, PolicySettings};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::datapath::Attach;
 
@@ -129,7 +130,8 @@ pub struct Settings {
     /// Report where packets go.
     pub trace_events: bool,
     /// When pods are isolated.
-    pub policy_enforcement: PolicyEnforcement,
+    #[serde(deserialize_with = "enforcement")]
+    pub policy_enforcement: Enforcement,
     /// Policies about nodes are enforced.
     pub host_firewall: bool,
     /// This cluster's name.
@@ -202,18 +204,6 @@ impl TunnelProtocol {
     }
 }
 
-/// When pods are isolated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PolicyEnforcement {
-    /// When a policy selects them.
-    Default,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
-}
-
 /// What CIDR rules select besides the outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -222,6 +212,11 @@ pub enum CidrMatch {
     Nodes,
     /// Pods, by their addresses.
     Pods,
+}
+
+fn enforcement<'de, D: Deserializer<'de>>(input: D) -> Result<Enforcement, D::Error> {
+    let name = String::deserialize(input)?;
+    Enforcement::from_name(&name).ok_or_else(|| D::Error::unknown_variant(&name, &["default", "always", "never"]))
 }
 
 impl Default for Settings {
@@ -245,7 +240,7 @@ impl Default for Settings {
             sweep_seconds: 60,
             verdict_events: true,
             trace_events: true,
-            policy_enforcement: PolicyEnforcement::Default,
+            policy_enforcement: Enforcement::Default,
             host_firewall: false,
             cluster_name: policy.cluster,
             cidr_match: Vec::new(),
@@ -292,11 +287,7 @@ impl Settings {
     #[must_use]
     pub fn policy(&self) -> PolicySettings {
         PolicySettings {
-            enforcement: match self.policy_enforcement {
-                PolicyEnforcement::Default => Enforcement::Default,
-                PolicyEnforcement::Always => Enforcement::Always,
-                PolicyEnforcement::Never => Enforcement::Never,
-            },
+            enforcement: self.policy_enforcement,
             cluster: self.cluster_name.clone(),
             identity_labels: LabelFilter { patterns: self.identity_labels.clone() },
             cidrs_match_pods: self.cidr_match.contains(&CidrMatch::Pods),

@@ -72,7 +72,7 @@ impl Agent {
     }
 
     fn owner_name(&self, address: IpAddr, identity: u32) -> String {
-        self.names.get(&address).cloned().unwrap_or_else(|| self.identity_name(identity))
+        self.name_of(address).unwrap_or_else(|| self.identity_name(identity))
     }
 
     /// How the agent is.
@@ -279,9 +279,9 @@ impl Agent {
         Flow {
             protocol: protocol(number),
             client: end(client.0, client.1),
-            client_pod: self.names.get(&client.0).cloned(),
+            client_pod: self.name_of(client.0),
             server: end(server.0, server.1),
-            server_pod: self.names.get(&server.0).cloned(),
+            server_pod: self.name_of(server.0),
             expires_seconds: match flow.expires.checked_sub(now) {
                 Some(left) => seconds(left),
                 None => -seconds(now - flow.expires),

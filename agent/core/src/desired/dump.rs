@@ -40,7 +40,8 @@ impl fmt::Display for Dump<'_> {
     }
 }
 
-fn address(bytes: &[u8]) -> Option<IpAddr> {
+/// An address of the maps' keys.
+pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
     if let Ok(bytes) = <[u8; 4]>::try_from(bytes) {
         return Some(IpAddr::V4(Ipv4Addr::from(bytes)));
     }

@@ -2,6 +2,7 @@
 
 mod dump;
 mod node;
+mod order;
 mod plan;
 mod pressure;
 mod reconcile;
@@ -172,18 +173,17 @@ impl Desired {
     }
 
     fn set_prefix(&mut self, prefix: Prefix, entry: Option<&IpEntry>) {
-        let entry = entry.map(IpEntry::as_bytes);
-        let prefix_len = u32::from(prefix.length());
-        match prefix.address() {
-            IpAddr::V4(address) => {
-                let key = CidrKey4 { prefix_len, addr: Addr4::from_octets(address.octets()) };
-                self.set(MapId::Cidr4, key.as_bytes(), entry);
-            }
-            IpAddr::V6(address) => {
-                let key = CidrKey6 { prefix_len, addr: Addr6::from_octets(address.octets()) };
-                self.set(MapId::Cidr6, key.as_bytes(), entry);
-            }
-        }
+        let map = if prefix.is_ipv4() { MapId::Cidr4 } else { MapId::Cidr6 };
+        self.set(map, &prefix_key(prefix), entry.map(IpEntry::as_bytes));
+    }
+}
+
+/// A prefix's key in `cidr4` or `cidr6`.
+fn prefix_key(prefix: Prefix) -> Vec<u8> {
+    let prefix_len = u32::from(prefix.length());
+    match prefix.address() {
+        IpAddr::V4(address) => CidrKey4 { prefix_len, addr: Addr4::from_octets(address.octets()) }.as_bytes().to_vec(),
+        IpAddr::V6(address) => CidrKey6 { prefix_len, addr: Addr6::from_octets(address.octets()) }.as_bytes().to_vec(),
     }
 }
 

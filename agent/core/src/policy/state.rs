@@ -70,7 +70,7 @@ impl L4 {
     }
 
     /// Everything that covers it, itself included.
-    pub(super) fn covering(self) -> impl Iterator<Item = Self> {
+    pub(crate) fn covering(self) -> impl Iterator<Item = Self> {
         (8..=self.bits).rev().map(move |bits| self.shortened(bits)).chain(std::iter::once(Self::ANY))
     }
 
