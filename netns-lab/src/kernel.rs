@@ -155,7 +155,7 @@ fn make(command: &[&str]) -> Result<Option<String>> {
 fn verify(only: &[String]) -> Result<Vec<Verified>> {
     let mut settings = Config::with_defaults(1000);
     // What settings switch off the verifier does not follow.
-    settings.flags |= config::DUAL_STACK | config::HOST_POLICY;
+    settings.flags |= config::DUAL_STACK | config::HOST_POLICY | config::GENEVE;
     let globals: [(&str, &[u8]); 1] = [(config::SYMBOL, settings.as_bytes())];
     let only: Vec<&str> = only.iter().map(String::as_str).collect();
     let only = (!only.is_empty()).then_some(only.as_slice());

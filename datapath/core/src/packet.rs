@@ -27,6 +27,12 @@ pub trait Packet {
     /// Makes the first `len` bytes (or all, if there are fewer) readable by [`Packet::load`].
     fn pull(&mut self, len: u32);
 
+    /// The same offset, which must be less than 32768. Where a verifier reads the program, it knows that from here on: those
+    /// before Linux 6.12 lose sight of offsets that were kept on the stack.
+    fn bounded(&self, offset: usize) -> usize {
+        offset
+    }
+
     /// Copies a value out of the frame; `None` beyond its readable end.
     fn load<T: FromBytes + Copy>(&self, offset: usize) -> Option<T>;
 

@@ -313,7 +313,7 @@ pub(crate) fn quoted<F: Family, P: Packet>(
 ) -> Option<bool> {
     let offset = parsed.l4 + icmp::LEN;
     packet.pull(length(offset) + QUOTED);
-    F::quoted_key(packet, offset, error, from_pod, key)
+    F::quoted_key(packet, packet.bounded(offset), error, from_pod, key)
 }
 
 #[inline(always)]

@@ -154,8 +154,9 @@ impl Node for Maps {
     }
 }
 
-/// A subprogram, because four copies of it would not fit on the stack and cost every program their instructions.
-#[inline(never)]
+/// Inlined, though a subprogram would be smaller: verifiers before Linux 6.5 take every number of a program with subprograms
+/// for one that matters, and then follow so many states that the larger programs reach their limit.
+#[inline(always)]
 fn write_event<F: Family>(facts: &Facts<F>, kind: EventKind, code: u8, verdict: i32) -> bool {
     // SAFETY: the map is a ring buffer.
     let record = unsafe { helpers::bpf_ringbuf_reserve(maps::EVENTS.raw(), size_of::<Event>() as u64, 0) };
