@@ -139,6 +139,11 @@ impl Desired {
         &self.maps
     }
 
+    /// The value under a key.
+    fn get(&self, map: MapId, key: &[u8]) -> Option<&[u8]> {
+        self.maps.get(&map)?.get(key).map(Vec::as_slice)
+    }
+
     /// How many policy entries each rule has.
     pub(crate) fn rules(&self) -> BTreeMap<RuleId, usize> {
         let mut rules = BTreeMap::new();

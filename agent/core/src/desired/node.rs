@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use datapath_abi::{EndpointId, IpEntry, IpFlags, Mac, MapId, ids};
+use datapath_abi::{EndpointId, Identity, IpEntry, IpFlags, Mac, MapId, PolicyEntry, ids};
 use zerocopy::IntoBytes;
 
 use super::pressure::{self, Pressure};
 use super::{Desired, DesiredError, LocalEndpoint, prefix_entry, underlay};
 use crate::model::{Holder, Name, Node, Resolved};
-use crate::policy::{Changes, Compiled, Direction, PolicyState, fold};
+use crate::policy::{Anew, Changes, Compiled, Direction, L4, PolicyState, Verdict, halves, hash, map_key};
 
 /// See the module. A copy costs little.
 #[derive(Clone, Debug)]
@@ -30,10 +30,25 @@ pub struct NodeMaps {
 #[derive(Clone, Debug)]
 struct Own {
     local: LocalEndpoint,
+    /// Its policy entries.
+    states: [PolicyState; 2],
+    /// The sum of their hashes, so that one entry more or less needs no look at the others.
+    sum: u64,
+}
+
+impl Own {
+    fn new(local: LocalEndpoint) -> Self {
+        Self { local, states: Default::default(), sum: 0 }
+    }
+
     /// A hash of its policy entries, never 0.
-    revision: u32,
-    /// Keys of its policy entries.
-    keys: BTreeSet<Vec<u8>>,
+    fn revision(&self) -> u32 {
+        halves(self.sum).max(1)
+    }
+
+    fn len(&self) -> usize {
+        self.states.iter().map(PolicyState::len).sum()
+    }
 }
 
 impl NodeMaps {
@@ -120,46 +135,60 @@ impl NodeMaps {
         let gone: Vec<Arc<Own>> = self.locals.values().filter(|own| !stays(own)).cloned().collect();
         for own in gone {
             addresses.extend(addresses_of(&self.compiled, &own.local.pod));
-            self.desired.write_policy(&own.keys, &BTreeMap::new());
+            self.desired.put_policy(&mut Own::clone(&own), Default::default());
             self.locals.remove(&own.local.pod);
         }
         for (&name, &local) in locals {
-            let old = self.locals.get(name).cloned();
-            let again = changes.is_none_or(|changes| compiled.is_changed(changes, name));
-            if let Some(old) = old.as_ref().filter(|old| !again && old.local == *local) {
-                pressure.count(old.keys.len());
+            let old = self.locals.get(name);
+            let anew = match (old, changes) {
+                (Some(_), Some(changes)) => compiled.anew(changes, name),
+                (None, _) | (_, None) => Anew::Everything,
+            };
+            if let Some(old) = old.filter(|old| anew == Anew::Nothing && old.local == *local) {
+                pressure.count(old.len());
                 continue;
             }
-            let states = Direction::ALL.map(|direction| compiled.state(name, direction));
-            pressure.check(compiled, || name.to_string(), &states)?;
-            let own = self.desired.put_policy(local.clone(), &states, old.as_deref());
-            if old.is_none_or(|old| (&old.local, old.revision) != (&own.local, own.revision)) {
+            let mut own =
+                old.map_or_else(|| Own::new(local.clone()), |old| Own { local: local.clone(), ..Own::clone(old) });
+            match anew {
+                Anew::Nothing => {}
+                Anew::Identities(only) => {
+                    let states = Direction::ALL.map(|direction| compiled.state_of(name, direction, Some(only)));
+                    self.desired.put_some(&mut own, &states, only);
+                }
+                Anew::Everything => {
+                    let states = Direction::ALL.map(|direction| compiled.state(name, direction));
+                    self.desired.put_policy(&mut own, states);
+                }
+            }
+            pressure.check(compiled, || name.to_string(), &own.states)?;
+            let old = self.locals.get(name);
+            if old.is_none_or(|old| (&old.local, old.revision()) != (&own.local, own.revision())) {
                 addresses.extend(addresses_of(compiled, name));
             }
             self.locals.insert(name.clone(), Arc::new(own));
         }
         if changes.is_none_or(|changes| compiled.is_node_changed(changes)) {
             let old = self.host.take();
-            let host = compiled.host_states(&self.node);
-            if let Some(states) = &host {
-                pressure.check(compiled, || format!("node/{}", self.node), states)?;
-                let local = LocalEndpoint {
-                    pod: Name::new("", &self.node),
-                    id: ids::HOST_ENDPOINT,
-                    ifindex: 0,
-                    mac: Mac::default(),
-                };
-                self.host = Some(Arc::new(self.desired.put_policy(local, states, old.as_deref())));
-            } else if let Some(old) = &old {
-                self.desired.write_policy(&old.keys, &BTreeMap::new());
-            }
-            let revision = |own: &Option<Arc<Own>>| own.as_ref().map(|own| own.revision);
+            let states = compiled.host_states(&self.node);
+            let local = || LocalEndpoint {
+                pod: Name::new("", &self.node),
+                id: ids::HOST_ENDPOINT,
+                ifindex: 0,
+                mac: Mac::default(),
+            };
+            let mut own = old.as_ref().map_or_else(|| Own::new(local()), |old| Own::clone(old));
+            let is_any = states.is_some();
+            self.desired.put_policy(&mut own, states.unwrap_or_default());
+            pressure.check(compiled, || format!("node/{}", self.node), &own.states)?;
+            self.host = is_any.then(|| Arc::new(own));
+            let revision = |own: &Option<Arc<Own>>| own.as_ref().map(|own| own.revision());
             if revision(&old) != revision(&self.host) {
                 let own = compiled.cluster().node(&self.node);
                 addresses.extend(own.into_iter().flat_map(|own| own.gateways().chain(own.addresses.iter().copied())));
             }
         } else if let Some(host) = &self.host {
-            pressure.count(host.keys.len());
+            pressure.count(host.len());
         }
         if pressure.is_too_much(compiled) {
             let rules = self.desired.rules();
@@ -228,7 +257,7 @@ impl<'a> View<'a> {
         let mut entry = IpEntry { identity, node, flags: IpFlags(flags | family), ..IpEntry::default() };
         if let Some(host) = self.maps.host.as_ref().filter(|_| local) {
             // The node is the same by whichever of its addresses it is reached.
-            (entry.endpoint, entry.policy_revision) = (ids::HOST_ENDPOINT, host.revision);
+            (entry.endpoint, entry.policy_revision) = (ids::HOST_ENDPOINT, host.revision());
         }
         entry
     }
@@ -243,7 +272,7 @@ impl<'a> View<'a> {
         Some(IpEntry {
             identity: self.compiled.identity(&self.maps.node, address),
             ifindex: own.map_or(0, |own| own.local.ifindex),
-            policy_revision: own.map_or(0, |own| own.revision),
+            policy_revision: own.map_or(0, |own| own.revision()),
             node,
             endpoint: own.map_or(0, |own| own.local.id),
             flags: IpFlags(flags | IpFlags::POD),
@@ -254,28 +283,45 @@ impl<'a> View<'a> {
 }
 
 impl Desired {
-    /// Writes an endpoint's policy entries in place of its old ones.
-    fn put_policy(&mut self, local: LocalEndpoint, states: &[PolicyState; 2], old: Option<&Own>) -> Own {
-        let entries = entries(local.id, states);
-        let all: Vec<u8> = entries.iter().flat_map(|(key, value)| key.iter().chain(value)).copied().collect();
-        let entries: BTreeMap<Vec<u8>, Vec<u8>> = entries.into_iter().collect();
-        let none = BTreeSet::new();
-        self.write_policy(old.map_or(&none, |old| &old.keys), &entries);
-        Own { local, revision: fold(&all).max(1), keys: entries.into_keys().collect() }
+    /// Makes an endpoint's policy entries these.
+    fn put_policy(&mut self, own: &mut Own, states: [PolicyState; 2]) {
+        for ((old, new), direction) in own.states.iter().zip(&states).zip(Direction::ALL) {
+            for (identity, l4, verdict) in old.diff(new) {
+                self.put_entry(own.local.id, direction, (identity, l4), verdict, &mut own.sum);
+            }
+        }
+        own.states = states;
     }
 
-    fn write_policy(&mut self, old: &BTreeSet<Vec<u8>>, new: &BTreeMap<Vec<u8>, Vec<u8>>) {
-        for gone in old.iter().filter(|key| !new.contains_key(*key)) {
-            self.set(MapId::Policy, gone, None);
-        }
-        for (key, value) in new {
-            self.set(MapId::Policy, key, Some(value));
+    /// Makes those of some identities these.
+    fn put_some(&mut self, own: &mut Own, states: &[PolicyState; 2], only: &BTreeSet<Identity>) {
+        for ((old, new), direction) in own.states.iter_mut().zip(states).zip(Direction::ALL) {
+            for &identity in only {
+                for (l4, verdict) in old.take(new, identity) {
+                    self.put_entry(own.local.id, direction, (identity, l4), verdict, &mut own.sum);
+                }
+            }
         }
     }
-}
 
-/// An endpoint's policy entries, in the order in which they make its revision.
-fn entries(endpoint: EndpointId, states: &[PolicyState; 2]) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let all = states.iter().zip(Direction::ALL).flat_map(|(state, direction)| state.map_entries(endpoint, direction));
-    all.map(|(key, entry)| (key.as_bytes().to_vec(), entry.as_bytes().to_vec())).collect()
+    /// Writes or removes an entry, also in the sum of hashes.
+    fn put_entry(
+        &mut self,
+        endpoint: EndpointId,
+        direction: Direction,
+        (identity, l4): (Identity, L4),
+        verdict: Option<Verdict>,
+        sum: &mut u64,
+    ) {
+        let key = map_key(endpoint, direction, identity, l4);
+        let value = verdict.map(|verdict| verdict.map_value(l4));
+        let hash_of = |value: &[u8]| hash(&[key.as_bytes(), value].concat());
+        if let Some(old) = self.get(MapId::Policy, key.as_bytes()) {
+            *sum = sum.wrapping_sub(hash_of(old));
+        }
+        if let Some(new) = &value {
+            *sum = sum.wrapping_add(hash_of(new.as_bytes()));
+        }
+        self.set(MapId::Policy, key.as_bytes(), value.as_ref().map(PolicyEntry::as_bytes));
+    }
 }

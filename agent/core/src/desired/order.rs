@@ -51,6 +51,10 @@ pub(super) struct Ordered {
     pub(super) gated: BTreeSet<Side>,
 }
 
+/// Bytes of a key up to the direction, and up to the identity.
+const SIDE_BYTES: usize = 8;
+const IDENTITY_BYTES: usize = 12;
+
 /// What a packet meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
@@ -87,18 +91,17 @@ pub(super) fn order(had: &Entries, wanted: &Entries, moves: &Moves, idle: &BTree
         let entry = |bytes: Option<&Vec<u8>>| bytes.and_then(|bytes| PolicyEntry::read_from_bytes(bytes).ok());
         sides.entry(side).or_default().insert(slot, Change { old: entry(old), new: entry(new) });
     }
-    let doubtful: BTreeSet<Side> =
-        sides.iter().filter(|((endpoint, _), _)| !idle.contains(endpoint)).map(|(side, _)| *side).collect();
-    let kept = kept(had, wanted, &sides, &doubtful);
+    let lengths = lengths(wanted);
     let mut ordered = Ordered::default();
     let (mut puts, mut deletes) = (Vec::new(), Vec::new());
     for (side, changes) in &sides {
-        let none = BTreeMap::new();
-        let trial = Trial { changes, kept: kept.get(side).unwrap_or(&none) };
-        if doubtful.contains(side) && !trial.is_safe(moves) {
-            trial.gate(*side, &mut ordered);
-            ordered.gated.insert(*side);
-            continue;
+        if !idle.contains(&side.0) {
+            let trial = Trial::new(*side, changes, moves, (wanted, &lengths));
+            if !trial.is_safe() {
+                trial.gate(*side, &mut ordered);
+                ordered.gated.insert(*side);
+                continue;
+            }
         }
         for (slot, change) in changes {
             match change.new {
@@ -122,31 +125,42 @@ fn delete(side: Side, slot: Slot) -> Op {
     Op::Delete { map: MapId::Policy, key: key(side, slot) }
 }
 
-/// Entries that stay as they are, of the sides that are looked at: they decide together with those that change.
-fn kept(
-    had: &Entries,
-    wanted: &Entries,
-    sides: &BTreeMap<Side, BTreeMap<Slot, Change>>,
-    doubtful: &BTreeSet<Side>,
-) -> BTreeMap<Side, BTreeMap<Slot, PolicyEntry>> {
-    let mut kept: BTreeMap<Side, BTreeMap<Slot, PolicyEntry>> = BTreeMap::new();
-    if doubtful.is_empty() || had.is_empty() {
-        return kept;
+/// Prefix lengths that a map's entries have.
+fn lengths(entries: &Entries) -> Vec<u32> {
+    let mut lengths = Vec::new();
+    let length = |key: &[u8]| PolicyKey::read_from_bytes(key).ok().map(|key| key.prefix_len);
+    let mut next = entries.first().and_then(|(key, _)| length(key));
+    while let Some(found) = next {
+        lengths.push(found);
+        // Lengths are the first bytes of keys: the last key of one is before the first of the next.
+        let behind = PolicyKey { prefix_len: found, endpoint: u16::MAX, direction: u8::MAX, ..last_key() };
+        next =
+            entries.range_from(behind.as_bytes()).next().and_then(|(key, _)| length(key)).filter(|next| *next != found);
     }
-    for (bytes, value) in wanted {
-        let Some((side, slot)) = read(bytes).filter(|(side, _)| doubtful.contains(side)) else { continue };
-        let changes = sides.get(&side).is_some_and(|changes| changes.contains_key(&slot));
-        if !changes && let Ok(entry) = PolicyEntry::read_from_bytes(value) {
-            kept.entry(side).or_default().insert(slot, entry);
-        }
+    lengths
+}
+
+fn last_key() -> PolicyKey {
+    PolicyKey {
+        prefix_len: 0,
+        endpoint: 0,
+        direction: 0,
+        pad: u8::MAX,
+        identity: u32::MAX,
+        protocol: u8::MAX,
+        port: [u8::MAX; 2],
+        pad2: u8::MAX,
     }
-    kept
 }
 
 /// The changes of one side, tried out.
 struct Trial<'a> {
     changes: &'a BTreeMap<Slot, Change>,
-    kept: &'a BTreeMap<Slot, PolicyEntry>,
+    /// Entries that stay as they are and decide together with those that change.
+    kept: BTreeMap<Slot, PolicyEntry>,
+    /// Identities whose packets may meet something else, and those of addresses that move.
+    stay: BTreeSet<Identity>,
+    moving: Vec<(Identity, Identity)>,
 }
 
 /// An entry of a moving identity's (`true`: the one that it comes to), with precedence and flags before and after.
@@ -155,7 +169,58 @@ type Sketch = (bool, L4, [Option<(u32, u8)>; 2]);
 /// What one look-up can find for a packet: entries that hold it, narrow ones first.
 type Chain = Vec<(Slot, Change)>;
 
-impl Trial<'_> {
+impl<'a> Trial<'a> {
+    fn new(
+        (endpoint, direction): Side,
+        changes: &'a BTreeMap<Slot, Change>,
+        moves: &Moves,
+        (wanted, lengths): (&Entries, &[u32]),
+    ) -> Self {
+        let mut stay: BTreeSet<Identity> = changes.keys().map(|(identity, _)| *identity).collect();
+        let any = stay.contains(&ids::UNKNOWN);
+        let concerned = |identity: &Identity| stay.contains(identity);
+        let moving: Vec<_> =
+            moves.iter().filter(|(from, to)| any || concerned(from) || concerned(to)).copied().collect();
+        stay.insert(ids::UNKNOWN);
+        let mut kept = BTreeMap::new();
+        let mut keep = |(bytes, value): (&Vec<u8>, &Vec<u8>)| {
+            if let (Some((_, slot)), Ok(entry)) = (read(bytes), PolicyEntry::read_from_bytes(value))
+                && !changes.contains_key(&slot)
+            {
+                kept.insert(slot, entry);
+            }
+        };
+        let first = |prefix_len, identity| PolicyKey {
+            prefix_len,
+            endpoint,
+            direction,
+            pad: 0,
+            identity,
+            protocol: 0,
+            port: [0; 2],
+            pad2: 0,
+        };
+        let mut about: BTreeSet<Identity> = stay.clone();
+        about.extend(moving.iter().flat_map(|(from, to)| [*from, *to]));
+        for &prefix_len in lengths {
+            if any {
+                // What any identity meets together with its own entries.
+                let key = first(prefix_len, 0);
+                let side = key.as_bytes().get(..SIDE_BYTES).unwrap_or_default();
+                wanted.range_from(key.as_bytes()).take_while(|(key, _)| key.starts_with(side)).for_each(&mut keep);
+                continue;
+            }
+            for &identity in &about {
+                let key = first(prefix_len, identity);
+                let own = key.as_bytes().get(..IDENTITY_BYTES).unwrap_or_default();
+                wanted.range_from(key.as_bytes()).take_while(|(key, _)| key.starts_with(own)).for_each(&mut keep);
+            }
+        }
+        if any {
+            stay.extend(kept.keys().map(|(identity, _)| *identity));
+        }
+        Self { changes, kept, stay, moving }
+    }
     fn change(&self, slot: Slot) -> Option<Change> {
         let kept = || self.kept.get(&slot).map(|entry| Change { old: Some(*entry), new: Some(*entry) });
         self.changes.get(&slot).copied().or_else(kept)
@@ -173,17 +238,11 @@ impl Trial<'_> {
     }
 
     /// Whether no packet meets a third verdict.
-    fn is_safe(&self, moves: &Moves) -> bool {
-        let touched: BTreeSet<Identity> = self.changes.keys().map(|(identity, _)| *identity).collect();
-        let any = touched.contains(&ids::UNKNOWN);
-        let all = || self.changes.keys().chain(self.kept.keys()).map(|(identity, _)| *identity);
-        let named: BTreeSet<Identity> = if any { all().collect() } else { touched.clone() };
-        let stay = named.iter().chain([&ids::UNKNOWN]).map(|identity| (*identity, *identity));
-        let concerned = |identity: &Identity| touched.contains(identity);
-        let moving = moves.iter().filter(|(from, to)| any || concerned(from) || concerned(to)).copied();
+    fn is_safe(&self) -> bool {
+        let stay = self.stay.iter().map(|identity| (*identity, *identity));
         // Many identities have the same entries: one of each kind is enough.
         let mut seen: BTreeSet<(bool, bool, Vec<Sketch>)> = BTreeSet::new();
-        stay.chain(moving).all(|(from, to)| {
+        stay.chain(self.moving.iter().copied()).all(|(from, to)| {
             let sketch = |identity, moved| {
                 self.blocks(identity).filter_map(move |l4| self.change((identity, l4)).map(|change| (l4, change))).map(
                     move |(l4, change)| {

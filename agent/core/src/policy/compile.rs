@@ -7,6 +7,7 @@ use datapath_abi::ids::{self, Identity};
 
 use super::asked::protocol;
 use super::form::{Form, FormPort, FormRule, RuleAction};
+use super::groups::Group;
 use super::peers::Peers;
 use super::rules::{Direction, RuleId, RuleInfo, RuleTable};
 use super::state::{Action, L4, Proxy};
@@ -27,6 +28,8 @@ pub(super) struct Endpoint<'a> {
     pub(super) node: &'a str,
     /// Ports that it declares.
     pub(super) ports: &'a [ContainerPort],
+    /// Only entries of these identities are wanted, and those of any.
+    pub(super) only: Option<&'a BTreeSet<Identity>>,
 }
 
 impl CompiledPolicy {
@@ -99,9 +102,12 @@ impl Numbered<'_> {
             selected.insert(ids::UNKNOWN);
         } else {
             for peer in rule.peers.iter().flatten() {
-                peers.select(&peer.selects, &mut selected);
+                peers.select(&peer.selects, endpoint.only, &mut selected);
                 peers.select_nodes(endpoint.node, &peer.selects, direction, &mut selected);
             }
+        }
+        if let Some(only) = endpoint.only {
+            selected.retain(|identity| *identity == ids::UNKNOWN || only.contains(identity));
         }
         let mut say = |identity: Identity, l4: L4, port: Option<&FormPort>| {
             draft.add(form.stage, rule.level, identity, l4, said(rule.action, port), id);
@@ -121,7 +127,9 @@ impl Numbered<'_> {
                     own.map(|own| L4 { protocol: port.protocol, port: own.port, bits: 24 }).collect()
                 }
                 (PortSelector::Named(name), Direction::Egress) => {
-                    for (identity, number) in ports_of_peers(name, port.protocol, (anybody, &selected), peers) {
+                    for (identity, number) in
+                        ports_of_peers(name, port.protocol, (anybody, &selected), peers, endpoint.only)
+                    {
                         say(identity, L4 { protocol: port.protocol, port: number, bits: 24 }, Some(port));
                     }
                     Vec::new()
@@ -142,11 +150,16 @@ fn ports_of_peers(
     number: u8,
     (anybody, selected): (bool, &BTreeSet<Identity>),
     peers: &Peers,
+    only: Option<&BTreeSet<Identity>>,
 ) -> BTreeSet<(Identity, u16)> {
     let Some(protocol): Option<Protocol> = protocol(number) else {
         return BTreeSet::new();
     };
-    let meant = peers.groups().filter(|(identity, _)| anybody || selected.contains(identity));
+    let all: Vec<(Identity, &Group)> = match only {
+        Some(only) => only.iter().filter_map(|identity| Some((*identity, peers.group(*identity)?))).collect(),
+        None => peers.groups().collect(),
+    };
+    let meant = all.into_iter().filter(|(identity, _)| anybody || selected.contains(identity));
     meant.flat_map(|(identity, group)| group.ports(name, protocol).map(move |port| (identity, port))).collect()
 }
 

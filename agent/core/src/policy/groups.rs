@@ -105,6 +105,10 @@ impl Groups {
         self.groups.iter().map(|(identity, group)| (*identity, group.as_ref()))
     }
 
+    pub(super) fn get(&self, identity: Identity) -> Option<&Group> {
+        self.groups.get(&identity).map(Arc::as_ref)
+    }
+
     /// Groups of a namespace.
     pub(super) fn of_namespace<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = (Identity, &'a Group)> {
         let own = self.alike.range_from(&(namespace.to_owned(), Labels::new()));

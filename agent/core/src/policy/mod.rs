@@ -48,6 +48,7 @@ pub use form::{Level, PolicyKind, RuleAction, Stage};
 pub use lower::AUDIT;
 pub use rules::{Direction, LOCAL_HOST, List, NO_RULE, RuleId, RuleInfo, RuleOrigin, RuleTable};
 pub use settings::{Enforcement, LabelFilter, PolicySettings};
+pub(crate) use state::map_key;
 pub use state::{Action, L4, PolicyState, Proxy, Verdict};
 
 use crate::identity::{IdentityAllocator, IdentityError};
@@ -95,6 +96,18 @@ pub struct Changes {
     nodes: bool,
     /// Policies, old and new, that say something else now.
     forms: Vec<Arc<Form>>,
+    /// Policies with peers that stand for others now: of these identities.
+    touched: Vec<Arc<Form>>,
+    identities: BTreeSet<Identity>,
+}
+
+/// What of an endpoint's entries has to be made anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Anew<'a> {
+    Nothing,
+    /// Those of these identities.
+    Identities(&'a BTreeSet<Identity>),
+    Everything,
 }
 
 impl Compiled {
@@ -175,8 +188,13 @@ impl Compiled {
         }
         self.renumber(&forms);
         changes.forms.extend(forms.iter().flat_map(|(_, was, is)| was.iter().chain(*is).cloned()));
-        let touched = peers.policies.iter().filter_map(|key| lowered.get(key));
-        changes.forms.extend(touched.flatten().cloned());
+        let touched = peers.policies.iter().filter_map(|key| lowered.get(key)).flatten().cloned();
+        if peers.api_server {
+            changes.forms.extend(touched)
+        } else {
+            changes.touched.extend(touched)
+        }
+        changes.identities = peers.identities;
         self.lowered = lowered;
         self.cluster = cluster;
         Ok(changes)
@@ -208,14 +226,26 @@ impl Compiled {
 
     /// Whether a pod's entries may be others after an update.
     pub fn is_changed(&self, changes: &Changes, pod: &Name) -> bool {
-        changes.all
-            || changes.pods.contains(pod)
-            || self.cluster.pods.get(pod).is_none_or(|pod| changes.forms.iter().any(|form| self.is_about(form, pod)))
+        self.anew(changes, pod) != Anew::Nothing
+    }
+
+    /// What of a pod's entries may be others after an update.
+    pub(crate) fn anew<'a>(&self, changes: &'a Changes, pod: &Name) -> Anew<'a> {
+        if changes.all || changes.pods.contains(pod) {
+            return Anew::Everything;
+        }
+        let Some(pod) = self.cluster.pods.get(pod) else { return Anew::Everything };
+        if changes.forms.iter().any(|form| self.is_about(form, pod)) {
+            return Anew::Everything;
+        }
+        let touched = changes.touched.iter().any(|form| self.is_about(form, pod));
+        if touched { Anew::Identities(&changes.identities) } else { Anew::Nothing }
     }
 
     /// Whether the entries of nodes themselves may be others after an update.
     pub fn is_node_changed(&self, changes: &Changes) -> bool {
-        changes.all || changes.nodes || changes.forms.iter().any(|form| matches!(form.subject, Subject::Nodes(_)))
+        let mut forms = changes.forms.iter().chain(&changes.touched);
+        changes.all || changes.nodes || forms.any(|form| matches!(form.subject, Subject::Nodes(_)))
     }
 
     /// Rules by number.
@@ -322,11 +352,16 @@ impl Compiled {
 
     /// What a pod's policy entries are in one direction. A pod that does not exist, or is in its node's network, has none.
     pub fn state(&self, pod: &Name, direction: Direction) -> PolicyState {
+        self.state_of(pod, direction, None)
+    }
+
+    /// As [`Self::state`]; of those `only` (and perhaps some of others), if they are given.
+    pub(crate) fn state_of(&self, pod: &Name, direction: Direction, only: Option<&BTreeSet<Identity>>) -> PolicyState {
         let Some(subject) = self.cluster.pods.get(pod).filter(|pod| !pod.host_network) else {
             return PolicyState::default();
         };
         let policies: Vec<&CompiledPolicy> = self.about(pod).collect();
-        let endpoint = Endpoint { node: &subject.node, ports: &subject.ports };
+        let endpoint = Endpoint { node: &subject.node, ports: &subject.ports, only };
         self.compile(&policies, endpoint, direction, direction == Direction::Ingress)
     }
 
@@ -340,7 +375,7 @@ impl Compiled {
             Subject::Pods(_) => false,
         };
         let policies: Vec<&CompiledPolicy> = self.policies().filter(about).collect();
-        self.compile(&policies, Endpoint { node, ports: &[] }, direction, false)
+        self.compile(&policies, Endpoint { node, ports: &[], only: None }, direction, false)
     }
 
     /// `host_may`: the node itself may reach the endpoint unless a rule forbids it.
@@ -392,6 +427,8 @@ impl Changes {
         self.nodes |= later.nodes;
         self.pods.extend(later.pods);
         self.forms.extend(later.forms);
+        self.touched.extend(later.touched);
+        self.identities.extend(later.identities);
     }
 
     /// Whether everybody's entries may be others.
@@ -406,10 +443,20 @@ fn policy_ref(form: &Form) -> PolicyRef {
 
 /// FNV-1a of 64 bits, folded to 32.
 pub(crate) fn fold(bytes: &[u8]) -> u32 {
+    halves(hash(bytes))
+}
+
+/// FNV-1a of 64 bits.
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for &byte in bytes {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     }
+    hash
+}
+
+/// 64 bits folded to 32.
+pub(crate) fn halves(hash: u64) -> u32 {
     let [a, b, c, d, e, f, g, h] = hash.to_le_bytes();
     u32::from_le_bytes([a, b, c, d]) ^ u32::from_le_bytes([e, f, g, h])
 }

@@ -50,6 +50,9 @@ pub(super) struct Peers {
 pub(super) struct PeerChanges {
     /// Policies with peers that stand for others now.
     pub(super) policies: BTreeSet<PolicyKey>,
+    /// Identities that have come, gone or changed: nobody else's entries are others, unless the API server has moved.
+    pub(super) identities: BTreeSet<Identity>,
+    pub(super) api_server: bool,
     /// Nodes have changed, or which families there are: everything may have.
     pub(super) nodes: bool,
 }
@@ -107,7 +110,7 @@ impl Peers {
             self.nodes = Arc::new(nodes);
             outside.all = true;
         }
-        let changes = PeerChanges { nodes: outside.all, policies: BTreeSet::new() };
+        let mut changes = PeerChanges { nodes: outside.all, ..PeerChanges::default() };
         for prefix in prefixes {
             if questions.prefixes.contains_key(&prefix) {
                 let identity = number(&Owner::Prefix(prefix));
@@ -117,7 +120,10 @@ impl Peers {
                 outside.prefixes.push((prefix, identity, false));
             }
         }
-        outside.all |= questions.api_server != self.questions.api_server;
+        changes.api_server = questions.api_server != self.questions.api_server;
+        outside.all |= changes.api_server;
+        changes.identities.extend(turned.iter().map(|turned| turned.identity));
+        changes.identities.extend(outside.prefixes.iter().map(|(_, identity, _)| *identity));
         self.questions = questions;
         let mut selections = std::mem::take(&mut self.selections);
         let policies = selections.update(self, forms, &turned, &outside);
@@ -131,6 +137,10 @@ impl Peers {
 
     pub(super) fn settings(&self) -> &PolicySettings {
         &self.settings
+    }
+
+    pub(super) fn group(&self, identity: Identity) -> Option<&Group> {
+        self.groups.get(identity)
     }
 
     pub(super) fn groups(&self) -> impl Iterator<Item = (Identity, &Group)> {
@@ -185,9 +195,9 @@ impl Peers {
         !peers.is_empty() && (all(true) || !self.ipv4) && (all(false) || !self.ipv6)
     }
 
-    /// Adds the identities that a peer stands for, nodes by address or label aside.
-    pub(super) fn select(&self, select: &Select, found: &mut BTreeSet<Identity>) {
-        self.selections.of(select, found);
+    /// Adds the identities that a peer stands for, nodes by address or label aside; of those `only`, if they are given.
+    pub(super) fn select(&self, select: &Select, only: Option<&BTreeSet<Identity>>, found: &mut BTreeSet<Identity>) {
+        self.selections.of(select, only, found);
     }
 
     /// Whether a peer takes the pods of a group.

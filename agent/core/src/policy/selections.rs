@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use datapath_abi::ids::Identity;
+use datapath_abi::ids::{self, Identity};
 
 use super::form::{InCluster, Select};
 use super::groups::{Group, Turned};
@@ -73,11 +73,19 @@ fn homes(question: &PodQuestion) -> Option<&BTreeSet<String>> {
 }
 
 impl Selections {
-    /// Adds the identities that a peer stands for.
-    pub(super) fn of(&self, select: &Select, found: &mut BTreeSet<Identity>) {
-        if let Some(selection) = self.all.get(select) {
-            found.extend(&selection.pods);
-            found.extend(&selection.others);
+    /// Adds the identities that a peer stands for; of those `only`, and of any, if they are given.
+    pub(super) fn of(&self, select: &Select, only: Option<&BTreeSet<Identity>>, found: &mut BTreeSet<Identity>) {
+        let Some(Selection { pods, others, .. }) = self.all.get(select).map(Arc::as_ref) else { return };
+        match only {
+            None => {
+                found.extend(pods);
+                found.extend(others);
+            }
+            Some(only) => {
+                let any = [ids::UNKNOWN];
+                let wanted = only.iter().chain(&any);
+                found.extend(wanted.filter(|identity| pods.contains(identity) || others.contains(identity)));
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use datapath_abi::{Be16, EndpointId};
 
 use super::form::Level;
 use super::rules::{Direction, NO_RULE, RuleId};
+use crate::map::Map;
 
 /// A protocol and a block of ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -161,15 +162,14 @@ impl Verdict {
 /// Entries of one endpoint and direction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicyState {
-    entries: BTreeMap<(Identity, L4), Verdict>,
+    entries: Map<(Identity, L4), Verdict>,
 }
 
 impl PolicyState {
     /// Adds an entry. Of two for the same packets the one of higher precedence stays; of equals the first.
     pub fn insert(&mut self, identity: Identity, l4: L4, verdict: Verdict) {
-        let entry = self.entries.entry((identity, l4)).or_insert(verdict);
-        if verdict.precedence > entry.precedence {
-            *entry = verdict;
+        if self.entries.get(&(identity, l4)).is_none_or(|old| verdict.precedence > old.precedence) {
+            self.entries.insert((identity, l4), verdict);
         }
     }
 
@@ -212,9 +212,9 @@ impl PolicyState {
     }
 
     /// Blocks of an identity's entries, in order.
-    pub(super) fn blocks(&self, identity: Identity) -> impl Iterator<Item = (L4, Verdict)> + '_ {
-        let all = (identity, L4::ANY)..=(identity, L4 { protocol: u8::MAX, port: u16::MAX, bits: u8::MAX });
-        self.entries.range(all).map(|((_, l4), verdict)| (*l4, *verdict))
+    pub(crate) fn blocks(&self, identity: Identity) -> impl Iterator<Item = (L4, Verdict)> + '_ {
+        let own = self.entries.range_from(&(identity, L4::ANY)).take_while(move |((own, _), _)| *own == identity);
+        own.map(|((_, l4), verdict)| (*l4, *verdict))
     }
 
     /// Identities that have entries, in order.
@@ -247,32 +247,63 @@ impl PolicyState {
         self.entries.is_empty()
     }
 
+    /// Makes an identity's entries those of another state. Returns the blocks that differ, with the entry anew.
+    pub(crate) fn take(&mut self, other: &Self, identity: Identity) -> Vec<(L4, Option<Verdict>)> {
+        let old: BTreeMap<L4, Verdict> = self.blocks(identity).collect();
+        let new: BTreeMap<L4, Verdict> = other.blocks(identity).collect();
+        let gone = old.keys().filter(|l4| !new.contains_key(l4)).map(|l4| (*l4, None));
+        let differ: Vec<(L4, Option<Verdict>)> = gone
+            .chain(new.iter().filter(|(l4, verdict)| old.get(l4) != Some(verdict)).map(|(l4, own)| (*l4, Some(*own))))
+            .collect();
+        for (l4, verdict) in &differ {
+            match verdict {
+                Some(verdict) => self.entries.insert((identity, *l4), *verdict),
+                None => self.entries.remove(&(identity, *l4)),
+            };
+        }
+        differ
+    }
+
+    /// Entries that differ, with those of the other state.
+    pub(crate) fn diff<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (Identity, L4, Option<Verdict>)> + 'a {
+        self.entries.diff(&other.entries).map(|((identity, l4), _, new)| (*identity, *l4, new.copied()))
+    }
+
     /// The entries as the map holds them.
     pub fn map_entries(
         &self,
         endpoint: EndpointId,
         direction: Direction,
     ) -> impl Iterator<Item = (PolicyKey, PolicyEntry)> {
-        self.iter().map(move |(identity, l4, verdict)| {
-            let key = PolicyKey {
-                prefix_len: FIXED_BITS + u32::from(l4.bits),
-                endpoint,
-                direction: direction.number(),
-                pad: 0,
-                identity,
-                protocol: l4.protocol,
-                port: l4.port.to_be_bytes(),
-                pad2: 0,
-            };
-            let entry = PolicyEntry {
-                precedence: verdict.precedence,
-                rule: verdict.rule,
-                proxy_port: Be16::new(0),
-                flags: PolicyFlags(flags(&verdict)),
-                l4_prefix: l4.bits,
-            };
-            (key, entry)
-        })
+        self.iter()
+            .map(move |(identity, l4, verdict)| (map_key(endpoint, direction, identity, l4), verdict.map_value(l4)))
+    }
+}
+
+/// The key of an entry.
+pub(crate) fn map_key(endpoint: EndpointId, direction: Direction, identity: Identity, l4: L4) -> PolicyKey {
+    PolicyKey {
+        prefix_len: FIXED_BITS + u32::from(l4.bits),
+        endpoint,
+        direction: direction.number(),
+        pad: 0,
+        identity,
+        protocol: l4.protocol,
+        port: l4.port.to_be_bytes(),
+        pad2: 0,
+    }
+}
+
+impl Verdict {
+    /// The value of an entry for a block.
+    pub(crate) fn map_value(&self, l4: L4) -> PolicyEntry {
+        PolicyEntry {
+            precedence: self.precedence,
+            rule: self.rule,
+            proxy_port: Be16::new(0),
+            flags: PolicyFlags(flags(self)),
+            l4_prefix: l4.bits,
+        }
     }
 }
 
