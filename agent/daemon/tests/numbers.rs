@@ -26,6 +26,13 @@ fn run_time(node: &Node) -> u64 {
     text.split(' ').next().unwrap().parse().unwrap()
 }
 
+/// Memory of the agent's process.
+fn kib(node: &Node, name: &str) -> u64 {
+    let memory = std::fs::read_to_string(format!("/proc/{}/status", node.id())).unwrap();
+    let line = memory.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
 #[test]
 fn an_agent_with_fifty_pods_is_small_and_rests() {
     if skipped() {
@@ -54,15 +61,67 @@ fn an_agent_with_fifty_pods_is_small_and_rests() {
     pause(Duration::from_secs(4));
     let used = Duration::from_nanos(run_time(&node) - before);
     let share = used.as_secs_f64() / began.elapsed().as_secs_f64() * 100.0;
-    let memory = std::fs::read_to_string(format!("/proc/{}/status", node.id())).unwrap();
-    let kib = |name: &str| {
-        let line = memory.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
-    };
-    let (resident, peak) = (kib("VmRSS:"), kib("VmHWM:"));
+    let (resident, peak) = (kib(&node, "VmRSS:"), kib(&node, "VmHWM:"));
     println!("{PODS} pods: {resident} KiB resident, at most {peak}; {share:.3} % of a core at rest");
     assert!(resident < 40 << 10, "{resident} KiB");
     assert!(share < 0.5, "{share} %");
+}
+
+/// From the moment that the file is read to the moment that maps are written; the agent waits 5 ms more for files to be quiet.
+#[test]
+fn a_change_among_ten_thousand_pods_takes_milliseconds() {
+    if skipped() {
+        return;
+    }
+    const ROUNDS: usize = 15;
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Lab { mut node, a: _a, b: _b } = lab("weir-nc", "");
+    node.stop();
+    for space in 0..250 {
+        let mut text = String::new();
+        for (app, replica) in (0..10).flat_map(|app| (0..4).map(move |replica| (app, replica))) {
+            let (second, fourth) = (space, app * 4 + replica + 2);
+            write!(
+                text,
+                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: a{app}-{replica}, namespace: s{space}, labels: {{app: a{app}}}}}\n\
+                 spec: {{nodeName: other, containers: [{{name: c}}]}}\nstatus: {{podIPs: [{{ip: 10.245.{second}.{fourth}}}]}}\n"
+            )
+            .unwrap();
+        }
+        node.write(&format!("s{space}.yaml"), &text);
+    }
+    let other = "apiVersion: v1\nkind: Node\nmetadata: {name: other}\nspec: {podCIDRs: [10.245.0.0/16]}\n\
+                 status: {addresses: [{type: InternalIP, address: 192.0.2.9}]}\n";
+    node.write("other.yaml", other);
+    // Files that have just been written are read again.
+    pause(Duration::from_secs(3));
+    node.start();
+    let micros = |node: &Node| node.ask(r#"{"request":"status"}"#)["ok"]["last_pass"]["micros"].as_u64().unwrap();
+    let (mut policies, mut pods) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        node.write("deny.yaml", DENY);
+        node.wait_for("maps are as the objects say");
+        policies.push(micros(&node));
+        node.delete("deny.yaml");
+        node.wait_for("maps are as the objects say");
+        let pod = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: fresh, namespace: s7, labels: {{app: fresh{round}}}}}\n\
+             spec: {{nodeName: other, containers: [{{name: c}}]}}\nstatus: {{podIPs: [{{ip: 10.245.255.9}}]}}\n"
+        );
+        node.write("fresh.yaml", &pod);
+        node.wait_for("maps are as the objects say");
+        pods.push(micros(&node));
+    }
+    for (name, mut times) in [("a policy", policies), ("a pod with an identity of its own", pods)] {
+        times.sort_unstable();
+        let (median, least, most) = (times[ROUNDS / 2], times[0], times[ROUNDS - 1]);
+        let line = format!("{name} among 10,000 pods: median {median} us ({least} to {most}) of {ROUNDS}");
+        println!("{line}");
+        assert!(median < 100_000, "{line}");
+    }
+    let resident = kib(&node, "VmRSS:");
+    println!("10,000 pods: {resident} KiB resident");
+    assert!(resident < 300 << 10, "{resident} KiB");
 }
 
 #[test]
