@@ -4,11 +4,15 @@ use std::time::{Duration, Instant};
 
 use crate::error::KernelError;
 use crate::insn::{Insn, Size};
-use crate::program::{Program, ProgramKind, ProgramSource};
+use crate::program::{Program, ProgramKind, ProgramSource, SkbContext};
 use crate::sys;
 
 /// `BPF_FUNC_jiffies64`
 const JIFFIES64: i32 = 118;
+/// Offset of `cb` in `struct __sk_buff`.
+const CB: i16 = 48;
+/// Bytes of a frame, at least.
+const ETHERNET: usize = 14;
 /// Values of `CONFIG_HZ` that kernels are built with.
 const RATES: [u32; 4] = [100, 250, 300, 1000];
 
@@ -17,20 +21,20 @@ const RATES: [u32; 4] = [100, 250, 300, 1000];
 pub struct Jiffies(Program);
 
 impl Jiffies {
-    /// Loads the program.
+    /// Loads the program: a classifier, since programs of the kind that needs no packet came with Linux 5.14.
     ///
     /// # Errors
-    /// EPERM; EINVAL before Linux 5.14.
+    /// EPERM.
     pub fn new() -> Result<Self, KernelError> {
         let insns = [
             Insn::mov_reg(6, 1),
             Insn::call(JIFFIES64),
-            Insn::store(Size::Double, 6, 0, 0),
+            Insn::store(Size::Double, 6, CB, 0),
             Insn::mov(0, 0),
             Insn::exit(),
         ];
         let source =
-            ProgramSource { name: "jiffies", kind: ProgramKind::Syscall, insns: &insns, license: c"GPL", btf: None };
+            ProgramSource { name: "jiffies", kind: ProgramKind::Classifier, insns: &insns, license: c"GPL", btf: None };
         Program::load(&source).map(Self)
     }
 
@@ -39,8 +43,12 @@ impl Jiffies {
     /// # Errors
     /// What the kernel says.
     pub fn now(&self) -> Result<u64, KernelError> {
+        let mut context = SkbContext::default();
+        self.0.test_run(&mut vec![0; ETHERNET], &mut context)?;
+        let [low, high, ..] = context.cb.map(u32::to_ne_bytes);
         let mut ticks = [0; 8];
-        self.0.run_buffer(&mut ticks)?;
+        ticks[..4].copy_from_slice(&low);
+        ticks[4..].copy_from_slice(&high);
         Ok(u64::from_ne_bytes(ticks))
     }
 
