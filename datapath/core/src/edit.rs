@@ -30,6 +30,12 @@ pub(crate) fn decrement_hop_limit<P: Packet>(packet: &mut P) -> Result<(), DropR
     packet.store(offset, hops - 1).ok_or(DropReason::WriteError)
 }
 
+/// Addresses the frame, and leaves its source.
+#[inline(always)]
+pub fn set_destination<P: Packet>(packet: &mut P, destination: Mac) -> Result<(), DropReason> {
+    packet.store(0, destination).ok_or(DropReason::WriteError)
+}
+
 /// Addresses the frame to a pod, from its gateway.
 #[inline(always)]
 pub fn set_addresses<P: Packet>(packet: &mut P, destination: Mac, source: Mac) -> Result<(), DropReason> {

@@ -46,6 +46,8 @@ pub fn run<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, facts
     let source = ipcache::resolve(tables, &facts.tuple.source);
     let local_host = source.has_any(IpFlags::LOCAL_HOST);
     facts.source_identity = if local_host { ids::HOST } else { source.identity() };
+    // To the gateway, as pods' packets: else the other node's stack, and before Linux 6.1 its pod's, takes it for another's.
+    edit::set_destination(packet, tables.config().host_mac)?;
     tunnel(packet, on_the_wire(facts.source_identity), destination)
 }
 
