@@ -60,7 +60,11 @@ pub fn measure(path: &Path, load: &Load) -> Result<Cost> {
     let net = TestNet::with_devices(&[TUNNEL_IFINDEX, CLIENT_IFINDEX, SERVER_IFINDEX])?;
     let _inside = net.enter()?;
     let _pinned = pin_to_cpu(1)?;
-    let settings = paths::settings(1000, path.program != "from_netdev");
+    let mut settings = paths::settings(1000, path.program != "from_netdev");
+    if path.asked {
+        // The verdict alone, without the report of it.
+        settings.flags &= !config::VERDICT_EVENTS;
+    }
     let globals = [(config::SYMBOL, settings.as_bytes())];
     let mut object =
         Loaded::open(datapath_bytecode::OBJECT, &LoadOptions { globals: &globals, ..LoadOptions::default() })?;

@@ -52,9 +52,11 @@ fn kernel_table(filter: &str) -> Result<()> {
         "{:<16} {:>7} {:>9} {:>6} {:>8} {:>10} {:>8}",
         "path", "flows", "policies", "floor", "net min", "net median", "multiple"
     );
-    let loads = [(1, 0), (1, 1000), (10_000, 0), (30_000, 0)];
-    for path in paths::PATHS.iter().filter(|path| path.name.contains(filter)) {
-        for (flows, more_policy) in loads {
+    let wanted = |path: &&paths::Path| path.name.contains(filter);
+    let flows = paths::PATHS.iter().map(|path| (path, [(1, 0), (1, 1000), (10_000, 0), (30_000, 0)].as_slice()));
+    let verdicts = paths::VERDICTS.iter().map(|path| (path, [(1, 10), (1, 1000), (1, 10_000)].as_slice()));
+    for (path, loads) in flows.chain(verdicts).filter(|(path, _)| wanted(path)) {
+        for &(flows, more_policy) in loads {
             let cost = kernel::measure(path, &Load { flows, more_policy })?;
             println!(
                 "{:<16} {:>7} {:>9} {:>6} {:>8} {:>10} {:>7.1}x",

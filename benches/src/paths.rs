@@ -16,6 +16,14 @@ pub const TUNNEL_IFINDEX: u32 = 5;
 /// Ports of flow 0 start here.
 const FIRST_PORT: u16 = 20_000;
 
+const TCP: u8 = 6;
+const ICMP: u8 = 1;
+const ICMP6: u8 = 58;
+/// Type of an ICMP message that is no echo and no error (RFC 792).
+const TIMESTAMP: u8 = 13;
+/// The same of ICMPv6 (RFC 4620).
+const NODE_QUERY: u8 = 139;
+
 const CLIENT: u16 = 7;
 const SERVER: u16 = 8;
 const CLIENT_IDENTITY: u32 = 1000;
@@ -41,6 +49,8 @@ pub struct Path {
     pub ipv6: bool,
     /// Ends: source, destination.
     pub ends: (End, End),
+    /// ICMP that belongs to no flow: policies are asked about every packet. Else TCP.
+    pub asked: bool,
 }
 
 /// Who sends or receives.
@@ -55,7 +65,7 @@ pub enum End {
 }
 
 const fn path(name: &'static str, program: &'static str, ifindex: u32, ipv6: bool, from: End, to: End) -> Path {
-    Path { name, program, ifindex, ipv6, ends: (from, to) }
+    Path { name, program, ifindex, ipv6, ends: (from, to), asked: false }
 }
 
 /// Every path, IPv4 then IPv6.
@@ -67,6 +77,13 @@ pub const PATHS: &[Path] = &[
     path("remote6", "from_container", CLIENT_IFINDEX, true, End::Client, End::Remote),
     path("local6", "from_container", CLIENT_IFINDEX, true, End::Client, End::Server),
     path("to_container6", "to_container", SERVER_IFINDEX, true, End::Remote, End::Server),
+];
+
+/// What a verdict costs, of one policy and of both: paths on which policies are asked about every packet.
+pub const VERDICTS: &[Path] = &[
+    Path { asked: true, ..path("verdict", "from_container", CLIENT_IFINDEX, false, End::Client, End::Remote) },
+    Path { asked: true, ..path("verdicts", "from_container", CLIENT_IFINDEX, false, End::Client, End::Server) },
+    Path { asked: true, ..path("verdict6", "from_container", CLIENT_IFINDEX, true, End::Client, End::Remote) },
 ];
 
 /// Settings of the measured node. `TUNNEL` is off for `from_netdev`, where a pod's bare packets are then allowed.
@@ -100,18 +117,22 @@ pub fn fill(store: &mut dyn MapStore, more_policy: u32) -> Result<()> {
     let node = Addr6::from_v4(Addr4::from_octets([192, 168, 0, 12]));
     owner(store, REMOTE4, &IpEntry { identity: REMOTE_IDENTITY, node, ..empty })?;
     let peers = [(CLIENT, policy::EGRESS, REMOTE_IDENTITY), (CLIENT, policy::EGRESS, SERVER_IDENTITY)];
+    let peers = peers.into_iter().chain([
+        (SERVER, policy::INGRESS, CLIENT_IDENTITY),
+        (SERVER, policy::INGRESS, REMOTE_IDENTITY),
+    ]);
     for (endpoint, direction, identity) in peers {
-        allow(store, endpoint, direction, identity, 80)?;
+        for (protocol, port) in [(TCP, 80), (ICMP, u16::from(TIMESTAMP)), (ICMP6, u16::from(NODE_QUERY))] {
+            allow(store, endpoint, direction, identity, protocol, port)?;
+        }
     }
-    allow(store, SERVER, policy::INGRESS, CLIENT_IDENTITY, 80)?;
-    allow(store, SERVER, policy::INGRESS, REMOTE_IDENTITY, 80)?;
     for endpoint in [CLIENT, SERVER] {
         for direction in [policy::INGRESS, policy::EGRESS] {
             for identity in [4001, 4002, 4003] {
-                allow(store, endpoint, direction, identity, 443)?;
+                allow(store, endpoint, direction, identity, TCP, 443)?;
             }
             for other in 0..more_policy {
-                allow(store, endpoint, direction, 5000 + other % 100, u16::try_from(1000 + other / 100)?)?;
+                allow(store, endpoint, direction, 5000 + other % 100, TCP, u16::try_from(1000 + other / 100)?)?;
             }
         }
     }
@@ -129,14 +150,21 @@ fn wide(address: [u8; 4]) -> [u8; 16] {
     [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d]
 }
 
-fn allow(store: &mut dyn MapStore, endpoint: u16, direction: u8, identity: u32, port: u16) -> Result<()> {
+fn allow(
+    store: &mut dyn MapStore,
+    endpoint: u16,
+    direction: u8,
+    identity: u32,
+    protocol: u8,
+    port: u16,
+) -> Result<()> {
     let key = PolicyKey {
         prefix_len: policy::FULL_BITS,
         endpoint,
         direction,
         pad: 0,
         identity,
-        protocol: 6,
+        protocol,
         port: port.to_be_bytes(),
         pad2: 0,
     };
@@ -160,19 +188,25 @@ pub enum Segment {
 }
 
 impl Path {
-    /// A frame of flow number `flow` (one source port each): TCP without options, to port 80, 74 bytes or 94 (IPv6).
+    /// A frame of flow number `flow` (one source port each): TCP without options, to port 80, or ICMP of the same size; 74
+    /// bytes or 94 (IPv6).
     #[must_use]
     pub fn frame(&self, flow: u16, segment: Segment) -> Vec<u8> {
         let (source, destination) = (address(self.ends.0), address(self.ends.1));
+        let protocol = match (self.asked, self.ipv6) {
+            (false, _) => TCP,
+            (true, false) => ICMP,
+            (true, true) => ICMP6,
+        };
         let mut frame = Vec::with_capacity(94);
         frame.extend(HOST_MAC);
         frame.extend(CLIENT_MAC);
         if self.ipv6 {
-            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 40, 6, 64]);
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 40, protocol, 64]);
             frame.extend(wide(source));
             frame.extend(wide(destination));
         } else {
-            let mut header = [0x45, 0, 0, 60, 0, 1, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            let mut header = [0x45, 0, 0, 60, 0, 1, 0x40, 0, 64, protocol, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
             header[12..16].copy_from_slice(&source);
             header[16..20].copy_from_slice(&destination);
             let sum = checksum(&header);
@@ -180,14 +214,18 @@ impl Path {
             frame.extend([0x08, 0]);
             frame.extend(header);
         }
-        let port = FIRST_PORT.wrapping_add(flow);
-        frame.extend(port.to_be_bytes());
-        frame.extend(80u16.to_be_bytes());
         let flags = match segment {
             Segment::Syn => 0x02,
             Segment::Ack => 0x10,
         };
-        frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0xa0, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        if self.asked {
+            frame.extend([if self.ipv6 { NODE_QUERY } else { TIMESTAMP }, 0]);
+            frame.extend([0; 18]);
+        } else {
+            frame.extend(FIRST_PORT.wrapping_add(flow).to_be_bytes());
+            frame.extend(80u16.to_be_bytes());
+            frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0xa0, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        }
         frame.extend([1; 20]);
         frame
     }
