@@ -45,6 +45,7 @@ command -v ping >/dev/null || packages+=(iputils-ping)
 command -v curl >/dev/null || packages+=(curl)
 command -v iperf3 >/dev/null || packages+=(iperf3)
 command -v dig >/dev/null || packages+=(dnsutils)
+command -v tshark >/dev/null || packages+=(tshark)
 # llvm-objcopy, and what bpf-linker is linked against.
 [ -x "/usr/lib/llvm-$LLVM/bin/llvm-objcopy" ] || packages+=("llvm-$LLVM")
 if ! bpf-linker --version 2>/dev/null | grep -qF " $LINKER_VERSION"; then

@@ -70,7 +70,7 @@ pub fn look(world: &mut World, report: &mut Report) -> Result<()> {
 }
 
 /// A declared skip, if a program is not installed.
-fn missing(program: &str) -> Option<String> {
+pub(crate) fn missing(program: &str) -> Option<String> {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let there = std::env::split_paths(&paths).any(|folder| folder.join(program).is_file());
     (!there).then(|| format!("skip: lab-tools: no {program}"))

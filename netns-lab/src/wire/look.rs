@@ -40,7 +40,7 @@ pub fn over_ipv6(world: &mut World, report: &mut Report) -> Result<()> {
 }
 
 /// Datagrams of several flows and sizes there and back, and a connection.
-fn talk(from: &Pod<'_>, to: &Pod<'_>) -> Result<()> {
+pub(super) fn talk(from: &Pod<'_>, to: &Pod<'_>) -> Result<()> {
     let server = traffic::udp(to.place, to.address, 0)?;
     let address = server.local_addr()?;
     let mut buffer = vec![0; 65_536];

@@ -4,6 +4,7 @@
 //! it should.
 
 pub mod cluster;
+pub mod decoded;
 #[expect(unsafe_code, reason = "an ioctl that no library has")]
 mod ethtool;
 mod look;
