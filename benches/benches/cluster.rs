@@ -77,7 +77,8 @@ fn matrices(criterion: &mut Criterion) {
             let (model, options) = (model(pods), Options::default());
             let threads = if pods < 1000 { 1 } else { 2 };
             let (model, options, parties, ports) = (&model, &options, &endpoints(&model), &[Protocol::Tcp(80)]);
-            let question = Question { model, options, parties, ports, wanted: None, class: None, family: None, threads };
+            let question =
+                Question { model, options, parties, ports, wanted: None, class: None, family: None, threads };
             bencher.iter(|| question.ask(&|_| {}).expect("runs"));
         });
     }

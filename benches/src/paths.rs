@@ -117,10 +117,9 @@ pub fn fill(store: &mut dyn MapStore, more_policy: u32) -> Result<()> {
     let node = Addr6::from_v4(Addr4::from_octets([192, 168, 0, 12]));
     owner(store, REMOTE4, &IpEntry { identity: REMOTE_IDENTITY, node, ..empty })?;
     let peers = [(CLIENT, policy::EGRESS, REMOTE_IDENTITY), (CLIENT, policy::EGRESS, SERVER_IDENTITY)];
-    let peers = peers.into_iter().chain([
-        (SERVER, policy::INGRESS, CLIENT_IDENTITY),
-        (SERVER, policy::INGRESS, REMOTE_IDENTITY),
-    ]);
+    let peers = peers
+        .into_iter()
+        .chain([(SERVER, policy::INGRESS, CLIENT_IDENTITY), (SERVER, policy::INGRESS, REMOTE_IDENTITY)]);
     for (endpoint, direction, identity) in peers {
         for (protocol, port) in [(TCP, 80), (ICMP, u16::from(TIMESTAMP)), (ICMP6, u16::from(NODE_QUERY))] {
             allow(store, endpoint, direction, identity, protocol, port)?;
@@ -150,14 +149,7 @@ fn wide(address: [u8; 4]) -> [u8; 16] {
     [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d]
 }
 
-fn allow(
-    store: &mut dyn MapStore,
-    endpoint: u16,
-    direction: u8,
-    identity: u32,
-    protocol: u8,
-    port: u16,
-) -> Result<()> {
+fn allow(store: &mut dyn MapStore, endpoint: u16, direction: u8, identity: u32, protocol: u8, port: u16) -> Result<()> {
     let key = PolicyKey {
         prefix_len: policy::FULL_BITS,
         endpoint,
