@@ -35,6 +35,7 @@ pub const ALL: &[Check] = &[
     Check { name: "wire-neighbours", cluster: wire::cluster::CLUSTER, look: wire::neighbours::look },
     Check { name: "wire-simulated", cluster: wire::cluster::CLUSTER, look: wire::simulated::look },
     Check { name: "wire-decoded", cluster: wire::cluster::CLUSTER, look: wire::decoded::look },
+    Check { name: "wire-received", cluster: wire::cluster::CLUSTER, look: wire::received::look },
     Check { name: "offloads", cluster: wire::cluster::CLUSTER, look: wire::offloads::look },
     Check { name: "clients", cluster: wire::cluster::CLUSTER, look: clients::look },
     Check { name: "wire-over-ipv6", cluster: wire::cluster::CLUSTER6, look: wire::over_ipv6 },

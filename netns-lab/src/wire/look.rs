@@ -36,7 +36,8 @@ pub fn look(world: &mut World, report: &mut Report) -> Result<()> {
 pub fn over_ipv6(world: &mut World, report: &mut Report) -> Result<()> {
     look(world, report)?;
     super::sizes::look(world, report)?;
-    super::simulated::look(world, report)
+    super::simulated::look(world, report)?;
+    super::received::look(world, report)
 }
 
 /// Datagrams of several flows and sizes there and back, and a connection.

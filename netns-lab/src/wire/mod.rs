@@ -12,6 +12,7 @@ pub mod neighbours;
 pub mod offloads;
 pub mod packet;
 pub mod path_mtu;
+pub mod received;
 pub mod simulated;
 pub mod sizes;
 pub mod taps;

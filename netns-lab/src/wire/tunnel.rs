@@ -197,7 +197,7 @@ fn flow(frame: &[u8]) -> Option<Flow> {
 }
 
 /// A frame as a pod must get it: from its gateway, with one hop less.
-fn delivered(frame: &[u8], (gateway, pod): (Mac, Mac)) -> Result<Vec<u8>, String> {
+pub(super) fn delivered(frame: &[u8], (gateway, pod): (Mac, Mac)) -> Result<Vec<u8>, String> {
     let mut bytes = frame.to_vec();
     simulator::cluster::frame::set_macs(&mut bytes, pod, gateway);
     for _ in 0..HOPS_TAKEN {
