@@ -11,6 +11,7 @@ use crate::settings::{self, CidrMatch, PolicyEnforcement, RoutingMode, TunnelPro
 /// Settings that the cluster's agents have. What is given here wins over the file.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Settings of the cluster's agents")]
+#[group(skip)]
 pub struct Args {
     /// The settings file of weir-agent (TOML); or, if it ends in .yaml, a map as `config` of a scenario.
     #[arg(long, value_name = "FILE")]
