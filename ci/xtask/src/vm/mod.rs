@@ -53,8 +53,9 @@ pub struct Vm {
     /// Memory of the guest, MiB
     #[arg(long, default_value_t = 2048)]
     memory: u32,
-    /// Processors of the guest
-    #[arg(long, default_value_t = 2)]
+    /// Processors of the guest; with more than one, emulated kernels now and then run into an instruction that another
+    /// processor is just rewriting, and panic
+    #[arg(long, default_value_t = 1)]
     processors: u32,
     /// The command
     #[arg(last = true, required_unless_present_any = ["list", "lock"])]
