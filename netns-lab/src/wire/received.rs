@@ -17,7 +17,7 @@ use crate::capture::{Capture, Way};
 use crate::probe::eventually;
 use crate::report::Report;
 use crate::wire::cluster::{self, FAR, NEAR, Pod};
-use crate::wire::packet::{Mac, Packet};
+use crate::wire::packet::{Ip, Mac, Packet};
 use crate::wire::taps::{Found, family, note};
 use crate::wire::traffic::{self, PATIENCE};
 use crate::wire::tunnel;
@@ -168,30 +168,29 @@ fn packet(model: &[u8], case: &Case, port: u16) -> Result<Vec<u8>> {
     let outer = Packet::read(model)?;
     let (ip, inside) = (outer.ip().context("no IP packet")?, outer.tunnelled().context("not in the tunnel")?);
     let inner_ip = Packet::read(inside.inner)?.ip().context("no IP packet in the tunnel")?;
-    let (from, to) = Packet::read(inside.inner)?.macs().context("no Ethernet header")?;
-    let mut inner = Vec::new();
-    let builder = PacketBuilder::ethernet2(from, to);
-    let builder = match (inner_ip.source, inner_ip.destination) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), 64),
-        (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), 64),
-        _ => anyhow::bail!("two families in one packet"),
-    };
-    builder.udp(port, 9).write(&mut inner, b"odd")?;
+    let macs = Packet::read(inside.inner)?.macs().context("no Ethernet header")?;
+    let mut inner = datagram(macs, &inner_ip, (port, 9), b"odd")?;
     frame::set_class(&mut inner, case.classes.1);
     let mut header = case.header.clone();
     let [_, vni @ ..] = inside.vni.to_be_bytes();
     header.get_mut(4..7).context("a header without a VNI")?.copy_from_slice(&vni);
     let payload = [header, inner].concat();
-    let (from, to) = outer.macs().context("no Ethernet header")?;
-    let mut bytes = Vec::new();
+    let macs = outer.macs().context("no Ethernet header")?;
+    let mut bytes = datagram(macs, &ip, (50_000, inside.protocol.port()), &payload)?;
+    frame::set_class(&mut bytes, case.classes.0);
+    Ok(bytes)
+}
+
+/// A datagram with right lengths and checksums.
+fn datagram((from, to): (Mac, Mac), ip: &Ip, ports: (u16, u16), payload: &[u8]) -> Result<Vec<u8>> {
     let builder = PacketBuilder::ethernet2(from, to);
     let builder = match (ip.source, ip.destination) {
         (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), 64),
         (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), 64),
         _ => anyhow::bail!("two families in one packet"),
     };
-    builder.udp(50_000, inside.protocol.port()).write(&mut bytes, &payload)?;
-    frame::set_class(&mut bytes, case.classes.0);
+    let mut bytes = Vec::new();
+    builder.udp(ports.0, ports.1).write(&mut bytes, payload)?;
     Ok(bytes)
 }
 
